@@ -1,0 +1,122 @@
+r"""The constrained problem: three divergences, their relaxed levels, their multipliers.
+
+.. math::
+
+    \min_{\theta, \psi, u} h(u) \quad \text{subject to} \quad
+    & D_1 = \mathrm{KL}(\pi \| p_\theta) \le u_1, \\
+    & D_2 = \mathrm{KL}(p_\theta \| q_\psi) \le u_2, \\
+    & D_3 = \mathrm{KL}(\pi \| q_\psi) \le u_3, \qquad Z_\psi = 1,
+
+with :math:`h(u) = \sum_i \varepsilon u_i + \tfrac12 \max(u_i, 0)^2` the price of relaxing. The
+Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov and Chamon,
+*Adaptive Symmetrization of the KL Divergence*, arXiv:2511.11159; Hounie, Ribeiro and Chamon,
+*Resilient Constrained Learning*, arXiv:2306.02426).
+"""
+
+__all__ = ["AdaptiveMultipliers", "FixedMultipliers", "Terms", "evaluate_terms", "lagrangian"]
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Slope of ``h`` at zero: what a multiplier falls to once its divergence is zero or below.
+MINIMUM_MULTIPLIER = 0.01
+#: Step of the dual ascent.
+DUAL_STEP = 0.05
+
+
+
+class Terms(NamedTuple):
+    """The three divergences and the normaliser, estimated on one batch; scalars, in nats."""
+
+    forward: Tensor
+    reverse: Tensor
+    fidelity: Tensor
+    normalizer: Tensor
+
+
+@torch.no_grad()
+def evaluate_terms(
+    log_p_x: Tensor, log_q_x: Tensor, log_p_y: Tensor, log_q_y: Tensor, entropy: float
+) -> Terms:
+    """Estimate the terms from data rows ``x`` and samples ``y`` of the flow.
+
+    ``log_p`` is the log-density of the flow, ``log_q`` the un-normalised one of the proxy,
+    all of shape (batch,); ``entropy`` is that of the data.
+    """
+    return Terms(
+        forward=-log_p_x.mean() - entropy,
+        reverse=(log_p_y - log_q_y).mean(),
+        fidelity=-log_q_x.mean() - entropy,
+        normalizer=torch.exp(log_q_y - log_p_y).mean(),
+    )
+
+
+def lagrangian(
+    log_p_x: Tensor,
+    log_q_x: Tensor,
+    log_p_y: Tensor,
+    log_q_y: Tensor,
+    lambdas: Tensor,
+    mu: Tensor,
+) -> Tensor:
+    r"""A scalar whose gradient is that of the Lagrangian in both models.
+
+    The samples ``y`` carry no gradient. That of the reverse divergence in the flow is
+
+    .. math:: \nabla_\theta D_2 = \mathrm{Cov}_{y \sim p_\theta}
+        \big( \log p_\theta(y) - \log \tilde q(y), \nabla_\theta \log p_\theta(y) \big)
+        = \nabla_\theta \tfrac12 \mathrm{Var}_y ( \log p_\theta(y) - \log \tilde q(y) ),
+
+    whose noise vanishes as the two models agree and which needs no derivative of the sampler
+    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436).
+    """
+    forward = -log_p_x.mean()
+    reverse = 0.5 * (log_p_y - log_q_y.detach()).var() - log_q_y.mean()
+    fidelity = -log_q_x.mean()
+    normalizer = torch.exp(log_q_y - log_p_y.detach()).mean()
+    return lambdas @ torch.stack([forward, reverse, fidelity]) + mu * normalizer
+
+
+class FixedMultipliers:
+    """Multipliers that never move: the weighted problem.
+
+    ``mu`` is the sum of the last two, where a normaliser of one is stationary.
+    """
+
+    def __init__(self, weights: Sequence[float], device: torch.device) -> None:
+        self.lambdas = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.mu = self.lambdas[1] + self.lambdas[2]
+
+    def ascend(self, terms: Terms) -> None:
+        """Do nothing."""
+
+
+class AdaptiveMultipliers(FixedMultipliers):
+    r"""Multipliers that ascend the dual of the relaxed problem.
+
+    The levels are where the Lagrangian is smallest, :math:`\lambda_i = \partial_i h(u)`, so
+    :math:`u_i = \lambda_i - \varepsilon`; then
+
+    .. math:: \lambda_i \leftarrow \max(\varepsilon, \lambda_i + \eta (D_i - u_i)), \qquad
+        \mu \leftarrow \mu + \eta (Z_\psi - 1) .
+
+    A multiplier settles where it equals its divergence plus :math:`\varepsilon`. Divergences
+    are in nats and do not depend on the units of the data; neither do the multipliers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__((1.0, 1.0, 1.0), device)
+
+    @property
+    def levels(self) -> Tensor:
+        """The relaxed levels ``u`` of the three constraints, shape (3,), in nats."""
+        return self.lambdas - MINIMUM_MULTIPLIER
+
+    def ascend(self, terms: Terms) -> None:
+        """Take one step of dual ascent."""
+        violation = torch.stack(terms[:3]) - self.levels
+        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(min=MINIMUM_MULTIPLIER)
+        self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)

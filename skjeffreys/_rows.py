@@ -1,0 +1,156 @@
+"""From a table to training rows: smoothed ties, merged repeats, an order of their own."""
+
+__all__ = ["Rows", "canonical_rows", "split_rows", "tied_columns", "warn_degenerate"]
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._validation import column_labels
+from .exceptions import DegenerateDataWarning
+
+#: Share of the rows that share their value of a column, from which the column counts as tied.
+TIED_SHARE = 0.05
+#: Smallest width, in standard deviations, over which a repeated value is spread.
+MINIMUM_WIDTH = 0.02
+#: Validation rows at most: enough to tell two iterates apart.
+MAXIMUM_VALIDATION_ROWS = 2000
+
+
+class Rows(NamedTuple):
+    """Weighted rows: ``values`` of shape (n, d), float32; positive ``weights`` of shape (n,)."""
+
+    values: Tensor
+    weights: Tensor
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` rows with replacement, each with probability in proportion to its weight."""
+        cumulative = self.weights.cumsum(0)
+        positions = cumulative[-1] * torch.rand(n, generator=generator, dtype=cumulative.dtype)
+        index = torch.searchsorted(cumulative, positions, right=True)
+        return self.values[index.clamp(max=len(self.values) - 1)]
+
+
+def tied_columns(rows: np.ndarray) -> np.ndarray:
+    """Indices of the columns where too many rows share a value for a density to exist.
+
+    Rows that are repeated as a whole are counted once: they say nothing about one column.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+    """
+    if rows.shape[1] > 1:
+        rows = np.unique(rows, axis=0)
+    n_distinct = np.array([len(np.unique(column)) for column in rows.T])
+    return np.flatnonzero(n_distinct < (1 - TIED_SHARE) * len(rows))
+
+
+def spread_ties(column: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
+    """Spread each value that occurs more than once uniformly up to half-way to its neighbours.
+
+    The likelihood of a flow can grow without bound at a repeated value. Spread out, a column
+    on a grid has the density of one cell per grid point (dequantisation), and the width is
+    never below 0.02 standard deviations, lest an atom in a continuous column be a spike.
+    """
+    values, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
+    gaps = np.diff(values)
+    width = np.minimum(np.r_[np.inf, gaps], np.r_[gaps, np.inf])
+    width = np.where(counts > 1, np.maximum(width, MINIMUM_WIDTH), 0.0)
+    return column + width[inverse] * random_state.uniform(-0.5, 0.5, size=len(column))
+
+
+def canonical_rows(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    constant: np.ndarray,
+    tied: np.ndarray,
+    random_state: np.random.RandomState,
+) -> Rows:
+    """Return distinct rows in an order of their own, with the summed weights of equal ones.
+
+    A fit on them depends neither on the order of the rows nor on whether a row occurs twice
+    or has twice the weight. Rows of no weight are left out.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d)
+        Standardised rows.
+    weights : ndarray of shape (n,)
+        Non-negative weights.
+    constant : ndarray of int
+        Columns that become standard normal.
+    tied : ndarray of int
+        Columns whose ties are spread.
+    random_state : RandomState
+    """
+    # Single precision absorbs the rounding errors of another unit or another order of rows.
+    rows = rows[weights > 0].astype(np.float32)
+    weights = weights[weights > 0]
+    order = np.lexsort([weights, *rows.T[::-1]])
+    rows, weights = rows[order], weights[order]
+    for j in constant:
+        rows[:, j] = random_state.standard_normal(len(rows))
+    for j in tied:
+        rows[:, j] = spread_ties(rows[:, j], random_state)
+    rows, inverse = np.unique(rows, axis=0, return_inverse=True)
+    weights = np.bincount(inverse.ravel(), weights=weights)
+    return Rows(torch.from_numpy(rows), torch.from_numpy(weights / weights.sum()))
+
+
+def split_rows(
+    rows: Rows, validation_fraction: float | None, random_state: np.random.RandomState
+) -> tuple[Rows, Rows | None]:
+    """Shuffle the rows and hold a fraction of them out, 2,000 at most; None holds out none.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two rows are left to train on.
+    """
+    n = len(rows.values)
+    n_validation = 0
+    if validation_fraction is not None:
+        n_validation = min(math.ceil(validation_fraction * n), MAXIMUM_VALIDATION_ROWS)
+    if n - n_validation < 2:
+        raise ValueError(
+            f"X has {n} distinct rows of positive weight, of which validation_fraction="
+            f"{validation_fraction} holds out {n_validation}: at least 2 must be left to "
+            "train on. Pass more rows, a smaller validation_fraction, or early_stopping=False."
+        )
+    order = torch.from_numpy(random_state.permutation(n))
+    training, validation = (
+        Rows(rows.values[index], rows.weights[index])
+        for index in (order[n_validation:], order[:n_validation])
+    )
+    return training, validation if n_validation else None
+
+
+def warn_degenerate(n_rows, n_distinct, constant, tied, feature_names) -> None:
+    """Warn of constant columns, of tied columns and of repeated rows."""
+    messages = []
+    if len(constant):
+        messages.append(
+            f"{column_labels(constant, feature_names)}: constant, modelled as a normal density "
+            "with a standard deviation of one per cent of the value; better dropped"
+        )
+    if len(tied):
+        messages.append(
+            f"{column_labels(tied, feature_names)}: few distinct values, each spread uniformly "
+            "over the distance to its nearest neighbour"
+        )
+    if n_distinct < n_rows:
+        messages.append(
+            f"all columns: {n_rows - n_distinct} of {n_rows} rows repeat another one and count "
+            "as its weight"
+        )
+    if messages:
+        warnings.warn(
+            f"X has no density as it stands. {'. '.join(m[0].upper() + m[1:] for m in messages)}.",
+            DegenerateDataWarning,
+            stacklevel=5,
+        )

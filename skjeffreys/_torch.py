@@ -1,0 +1,68 @@
+"""Keeping torch's global state as the user left it."""
+
+__all__ = ["one_thread", "resolve_device", "seeded_initialization"]
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_initialization_lock = threading.Lock()
+_thread_lock = threading.Lock()
+_threads = {"users": 0, "outside": 1}
+
+
+def resolve_device(device: str, *, double: bool = False) -> torch.device:
+    """Turn ``"auto"`` into the accelerator torch sees, or the CPU.
+
+    With ``double=True`` a device without float64 arithmetic falls back to the CPU.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        resolved = torch.device("cpu") if accelerator is None else accelerator
+    else:
+        resolved = torch.device(device)
+    return torch.device("cpu") if double and resolved.type == "mps" else resolved
+
+
+@contextmanager
+def seeded_initialization(seed: int) -> Iterator[None]:
+    """Build float32 CPU modules from a seed, leaving the global generator and dtype alone.
+
+    Modules draw their weights from torch's global generator; the lock keeps fits in several
+    threads from drawing from each other's.
+    """
+    with _initialization_lock:
+        state = torch.get_rng_state()
+        dtype = torch.get_default_dtype()
+        try:
+            # Not torch.manual_seed, which would also seed the accelerators.
+            torch.default_generator.manual_seed(seed)
+            torch.set_default_dtype(torch.float32)
+            with torch.device("cpu"):
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_rng_state(state)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch in one thread, so that a fit is the same whatever the number of threads.
+
+    The tensors of a training step are too small to gain from more. The setting is global;
+    the last of several concurrent fits puts it back.
+    """
+    with _thread_lock:
+        if _threads["users"] == 0:
+            _threads["outside"] = torch.get_num_threads()
+        _threads["users"] += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _thread_lock:
+            _threads["users"] -= 1
+            if _threads["users"] == 0:
+                torch.set_num_threads(_threads["outside"])
