@@ -1,7 +1,14 @@
 """Densities of tables of numbers, in scikit-learn's terms."""
 
-from .density import JeffreysDensity
-from .exceptions import DegenerateDataWarning, NormalizerWarning
+from torch.distributions import Distribution
+
+# Importing zuko turns the argument validation of all torch distributions off; put it back.
+_validate_args = Distribution._validate_args
+
+from .density import JeffreysDensity  # noqa: E402
+from .exceptions import DegenerateDataWarning, NormalizerWarning  # noqa: E402
+
+Distribution.set_default_validate_args(_validate_args)
 
 __all__ = ["DegenerateDataWarning", "JeffreysDensity", "NormalizerWarning"]
 __version__ = "0.1.0"

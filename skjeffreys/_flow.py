@@ -4,16 +4,10 @@ __all__ = ["coupling_flow", "sample_flow", "standard_normal"]
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
-
-# Importing zuko turns the argument validation of all torch distributions off.
-_validate_args = Distribution._validate_args
-from zuko.distributions import DiagNormal  # noqa: E402
-from zuko.flows.coupling import GeneralCouplingTransform  # noqa: E402
-from zuko.lazy import Flow, UnconditionalDistribution, UnconditionalTransform  # noqa: E402
-from zuko.transforms import IdentityTransform, MonotonicRQSTransform  # noqa: E402
-
-Distribution.set_default_validate_args(_validate_args)
+from torch.distributions import Distribution, Independent, Normal
+from zuko.flows.coupling import GeneralCouplingTransform
+from zuko.lazy import Flow, UnconditionalDistribution, UnconditionalTransform
+from zuko.transforms import IdentityTransform, MonotonicRQSTransform
 
 
 def coupling_flow(
@@ -64,5 +58,10 @@ def _start_as_identity(coupling: nn.Module) -> None:
 
 def _base(n_features: int) -> UnconditionalDistribution:
     return UnconditionalDistribution(
-        DiagNormal, loc=torch.zeros(n_features), scale=torch.ones(n_features), buffer=True
+        _unchecked_normal, loc=torch.zeros(n_features), scale=torch.ones(n_features), buffer=True
     )
+
+
+def _unchecked_normal(loc: Tensor, scale: Tensor) -> Distribution:
+    # The loop recovers from NaN by itself; the checks of torch would raise first.
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 #: Slope of ``h`` at zero: what a multiplier falls to once its divergence is zero or below.
-MINIMUM_MULTIPLIER = 0.01
+MINIMUM_MULTIPLIER = 0.02
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 

@@ -152,5 +152,5 @@ def warn_degenerate(n_rows, n_distinct, constant, tied, feature_names) -> None:
         warnings.warn(
             f"X has no density as it stands. {'. '.join(m[0].upper() + m[1:] for m in messages)}.",
             DegenerateDataWarning,
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -1,6 +1,6 @@
 """Keeping torch's global state as the user left it."""
 
-__all__ = ["one_thread", "resolve_device", "seeded_initialization"]
+__all__ = ["resolve_device", "seeded_initialization", "training_context"]
 
 import threading
 from collections.abc import Iterator
@@ -48,11 +48,12 @@ def seeded_initialization(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch in one thread, so that a fit is the same whatever the number of threads.
+def training_context() -> Iterator[None]:
+    """Record gradients whatever the caller set, and run in one thread.
 
-    The tensors of a training step are too small to gain from more. The setting is global;
-    the last of several concurrent fits puts it back.
+    A fit is then the same whatever the number of threads; the tensors of a training step are
+    too small to gain from more. That setting is global: the last of several concurrent fits
+    puts it back.
     """
     with _thread_lock:
         if _threads["users"] == 0:
@@ -60,7 +61,8 @@ def one_thread() -> Iterator[None]:
         _threads["users"] += 1
         torch.set_num_threads(1)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         with _thread_lock:
             _threads["users"] -= 1

@@ -60,6 +60,7 @@ class Trainer:
         self._trained = [list(self.flow.parameters())]
         if self.proxy is not None:
             self._trained.append(list(self.proxy.tilt.parameters()))
+        self._averaged = (list(self.slow_flow.parameters()), list(self.flow.parameters()))
         groups = [{"params": parameters} for parameters in self._trained]
         self.optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
@@ -72,7 +73,7 @@ class Trainer:
         for parameters in self._trained:
             nn.utils.clip_grad_norm_(parameters, MAXIMUM_GRADIENT_NORM)
         self.optimizer.step()
-        _update_average(list(self.slow_flow.parameters()), list(self.flow.parameters()), None)
+        _update_average(*self._averaged, None)
         self.multipliers.ascend(terms)
         return terms
 
@@ -190,16 +191,20 @@ class Recovery:
             self.finite_state = trainer.state()
             return True
         if self.recoveries == MAXIMUM_RECOVERIES:
-            raise FloatingPointError(
-                f"Training left the finite numbers {MAXIMUM_RECOVERIES + 1} times, although the "
-                "step was halved each time. Use a smaller learning_rate_init, and look for "
-                "values in X many orders of magnitude larger than the others."
-            )
+            raise _left_finite_numbers(self.recoveries + 1)
         self.recoveries += 1
         self.learning_rate /= 2
         trainer.restore(self.finite_state)
         trainer.set_learning_rate(self.learning_rate)
         return False
+
+
+def _left_finite_numbers(times: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"Training left the finite numbers {times} times, although the step was halved each "
+        "time. Use a smaller learning_rate_init, and look for values in X many orders of "
+        "magnitude larger than the others."
+    )
 
 
 def train(
@@ -225,12 +230,17 @@ def train(
         ``lambda_2``, ``lambda_3`` and ``mu``; the ``training_log_likelihood`` of the flow, over
         the same batches; and the ``validation_log_likelihood`` of its slow copy, NaN without
         early stopping. In nats, of the standardised data.
+
+    Raises
+    ------
+    FloatingPointError
+        If training leaves the finite numbers more than 5 times, or at every evaluation.
     """
     recovery = Recovery(trainer)
     history, recent = [], []
-    n_features = rows.values.shape[1]
+    size = (batch_size, rows.values.shape[1])
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        noise = torch.randn(batch_size, n_features, generator=generator)
+        noise = torch.randn(size, generator=generator, dtype=rows.values.dtype)
         recent.append(trainer.step(rows.draw(batch_size, generator), noise))
         if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
             continue
@@ -240,6 +250,8 @@ def train(
         recent = []
         if early_stopping is not None and early_stopping.should_stop:
             break
+    if not history:
+        raise _left_finite_numbers(recovery.recoveries)
     if early_stopping is not None:
         trainer.restore(early_stopping.best_state)
     return pd.DataFrame(history)

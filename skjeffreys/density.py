@@ -30,7 +30,7 @@ from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
 from ._rows import canonical_rows, split_rows, tied_columns, warn_degenerate
 from ._scaling import Scaling
-from ._torch import one_thread, resolve_device, seeded_initialization
+from ._torch import resolve_device, seeded_initialization, training_context
 from ._training import EarlyStopping, Trainer, train
 from ._validation import (
     check_finite,
@@ -97,8 +97,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Step of the Adam optimiser. Lower it if training warns of instability.
 
     batch_size : int or "auto", default="auto"
-        Rows, and samples of the flow, in a step. ``"auto"`` is 128, 256 from 5,000 rows and
-        512 from 20,000.
+        Rows, and samples of the flow, in a step. ``"auto"`` is 64, 128 from 1,000 rows,
+        256 from 5,000 and 512 from 20,000.
 
     max_iter : int, default=2000
         Optimiser steps (not epochs) at most.
@@ -296,23 +296,10 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         sample_weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
-        random_state = private_random_state(self.random_state)
-        rows_seed, models_seed, training_seed, normalizer_seed = random_state.randint(
-            np.iinfo(np.int32).max, size=4
-        ).tolist()
         if not warm:
             self._scaling = Scaling().fit(X, sample_weight=sample_weight)
-        rows = self._training_rows(X, sample_weight, np.random.RandomState(rows_seed))
-        fraction = self.validation_fraction if self.early_stopping else None
-        training, validation = split_rows(rows, fraction, np.random.RandomState(rows_seed))
-        entropy = nearest_neighbor_entropy(training.values.numpy(), training.weights.numpy())
-        models = self._fitted_models(models_seed) if warm else self._new_models(models_seed)
-        with one_thread(), torch.inference_mode(False), torch.enable_grad():
-            history = self._train(models, entropy, training, validation, training_seed)
-        self._models = models.cpu().double().requires_grad_(False)
-        self._record(history, entropy, warm)
-        if self.objective != "likelihood":
-            self._measure_normalizer(normalizer_seed)
+        with training_context():
+            self._fit_models(X, sample_weight, warm)
         return self
 
     def score_samples(self, X):
@@ -417,6 +404,22 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         warn_degenerate(n_rows, len(rows.values), constant, tied, names)
         return rows
 
+    def _fit_models(self, X, sample_weight, warm):
+        random_state = private_random_state(self.random_state)
+        seeds = random_state.randint(np.iinfo(np.int32).max, size=4).tolist()
+        rows_seed, models_seed, training_seed, normalizer_seed = seeds
+        random_state = np.random.RandomState(rows_seed)
+        rows = self._training_rows(X, sample_weight, random_state)
+        fraction = self.validation_fraction if self.early_stopping else None
+        training, validation = split_rows(rows, fraction, random_state)
+        entropy = nearest_neighbor_entropy(training.values.numpy(), training.weights.numpy())
+        models = self._fitted_models(models_seed) if warm else self._new_models(models_seed)
+        history = self._train(models, entropy, training, validation, training_seed)
+        self._models = models.cpu().double().requires_grad_(False)
+        self._record(history, entropy, warm)
+        if self.objective != "likelihood":
+            self._measure_normalizer(normalizer_seed)
+
     def _new_models(self, seed):
         """The models a fit returns: the slow flow and, unless by likelihood alone, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
@@ -468,11 +471,11 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         if validation is not None:
             early_stopping = EarlyStopping(validation, self.n_iter_no_change, self.tol)
         device = resolve_device(self.device)
-        multipliers = (
-            AdaptiveMultipliers(device)
-            if self.objective == "jeffreys"
-            else FixedMultipliers(self.weights, device)
-        )
+        if self.objective == "jeffreys":
+            multipliers = AdaptiveMultipliers(device)
+        else:
+            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
+            multipliers = FixedMultipliers(weights, device)
         trainer = Trainer(
             models.to(device), multipliers, entropy, learning_rate=self.learning_rate_init
         )
@@ -490,14 +493,14 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
                 f"The validation log-likelihood still improved at max_iter={self.max_iter} "
                 "steps. A larger max_iter may fit better.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
         return history
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":
             return self.batch_size
-        return 128 if n_rows < 5_000 else 256 if n_rows < 20_000 else 512
+        return 64 if n_rows < 1_000 else 128 if n_rows < 5_000 else 256 if n_rows < 20_000 else 512
 
     def _measure_normalizer(self, seed):
         """Satisfy ``Z = 1`` in the constant of the energy, then measure ``Z`` afresh."""
@@ -514,7 +517,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
                 "proxy_score_samples is known up to a constant only; score_samples is not "
                 'concerned. proxy="flow" keeps the normaliser known.',
                 NormalizerWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
             measured = measured._replace(value=math.nan, std_error=math.nan)
         self.normalizer_, self.normalizer_std_error_, self.normalizer_ess_, _ = measured

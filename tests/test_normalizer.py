@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from zuko.lazy import Flow, UnconditionalTransform
+from zuko.transforms import MonotonicAffineTransform
+
+from skjeffreys._energy import TiltedReference
+from skjeffreys._flow import standard_normal
+from skjeffreys._normalizer import importance_estimate, measure_normalizer
+
+
+def test_equal_weights():
+    estimate = importance_estimate(torch.full((50,), math.log(3.0)))
+    assert estimate.value == pytest.approx(3)
+    assert estimate.std_error == pytest.approx(0, abs=1e-12)
+    assert estimate.ess == pytest.approx(1)
+
+
+def test_one_weight_carries_all():
+    log_weights = torch.full((500,), -1000.0)
+    log_weights[7] = 0.0
+    estimate = importance_estimate(log_weights)
+    assert estimate.value == pytest.approx(1 / 500)
+    assert estimate.ess == pytest.approx(1 / 500)
+    assert not estimate.is_known
+
+
+def test_agrees_with_plain_formulas():
+    weights = np.random.RandomState(0).gamma(2.0, size=400)
+    estimate = importance_estimate(torch.from_numpy(np.log(weights)))
+    assert estimate.value == pytest.approx(weights.mean())
+    assert estimate.std_error == pytest.approx(weights.std(ddof=1) / 20)
+    assert estimate.ess == pytest.approx(weights.sum() ** 2 / (400 * (weights**2).sum()))
+
+
+def test_huge_weights_do_not_overflow_the_effective_sample_size():
+    assert importance_estimate(torch.tensor([2000.0, 2000.0])).ess == pytest.approx(1)
+
+
+class Shifted(torch.nn.Module):
+    """A standard normal proxy, moved by ``shift`` and scaled to integrate to ``mass``."""
+
+    def __init__(self, shift, mass):
+        super().__init__()
+        self.reference = standard_normal(1).double()
+        self.shift, self.mass = shift, mass
+
+    def log_density(self, x):
+        return self.reference().log_prob(x - self.shift) + math.log(self.mass)
+
+
+def test_error_bar_covers_the_known_mass():
+    flow = standard_normal(1).double()
+    z_scores = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        measured = measure_normalizer(Shifted(0.7, 2.0), flow, 2000, generator)
+        z_scores.append((measured.value - 2.0) / measured.std_error)
+    assert np.mean(np.abs(z_scores) < 2) >= 0.85
+    assert abs(np.mean(z_scores)) < 0.6
+
+
+def test_mass_that_the_flow_misses_is_found_in_the_reference():
+    narrowing = UnconditionalTransform(
+        MonotonicAffineTransform, torch.zeros(1), torch.full((1,), 3.0), buffer=True
+    )
+    flow = Flow(narrowing, standard_normal(1).base).double()
+    measured = measure_normalizer(Shifted(0.0, 1.0), flow, 5000, torch.Generator().manual_seed(0))
+    assert measured.value == pytest.approx(1, abs=0.05)
+
+
+def test_constant_of_the_energy_scales_the_normalizer():
+    proxy = TiltedReference(standard_normal(2), 2, (8,)).double()
+    proxy.add_constant(math.log(0.4))
+    measured = measure_normalizer(proxy, proxy.reference, 100, torch.Generator().manual_seed(0))
+    assert measured.value == pytest.approx(0.4)
+    assert measured.ess == pytest.approx(1)

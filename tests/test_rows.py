@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from skjeffreys._rows import Rows, canonical_rows, split_rows, spread_ties, tied_columns
+
+NONE = np.array([], dtype=int)
+grids = arrays(np.float64, st.tuples(st.integers(2, 30), st.integers(1, 3)), elements=st.integers(0, 4))
+
+
+def canonical(rows, weights=None, constant=NONE, tied=NONE):
+    weights = np.ones(len(rows)) if weights is None else weights
+    return canonical_rows(rows, weights, constant, tied, np.random.RandomState(0))
+
+
+def assert_same(first, second):
+    torch.testing.assert_close(first.values, second.values, rtol=0, atol=0)
+    torch.testing.assert_close(first.weights, second.weights)
+
+
+@given(grids, st.randoms(use_true_random=False))
+def test_order_does_not_matter(rows, random):
+    shuffled = list(range(len(rows)))
+    random.shuffle(shuffled)
+    assert_same(canonical(rows), canonical(rows[shuffled]))
+    assert_same(canonical(rows, tied=[0]), canonical(rows[shuffled], tied=[0]))
+
+
+@given(grids, st.data())
+def test_weights_count_like_repeats(rows, data):
+    counts = data.draw(arrays(np.int64, len(rows), elements=st.integers(0, 3)))
+    counts[0] = 1
+    assert_same(canonical(rows, counts.astype(float)), canonical(np.repeat(rows, counts, axis=0)))
+
+
+@given(grids)
+def test_rows_are_distinct_and_weights_sum_to_one(rows):
+    result = canonical(rows)
+    assert len(np.unique(result.values, axis=0)) == len(result.values)
+    assert result.weights.sum() == pytest.approx(1)
+    mean = result.weights @ result.values.double()
+    np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
+
+
+def test_constant_column_becomes_standard_normal():
+    rows = np.c_[np.zeros(5000), np.arange(5000.0)]
+    values = canonical(rows, constant=np.array([0])).values
+    assert values[:, 0].std() == pytest.approx(1, abs=0.05)
+    np.testing.assert_array_equal(np.sort(values[:, 1]), rows[:, 1])
+
+
+def test_tied_columns_are_found_among_continuous_ones():
+    rng = np.random.RandomState(0)
+    X = np.c_[rng.standard_normal(200), rng.randint(10, size=200), np.round(rng.rand(200), 1)]
+    np.testing.assert_array_equal(tied_columns(X), [1, 2])
+
+
+def test_repeated_rows_are_not_tied_columns():
+    X = np.random.RandomState(0).standard_normal((50, 2))
+    assert len(tied_columns(np.r_[X, X])) == 0
+
+
+@given(arrays(np.float64, st.integers(2, 50), elements=st.integers(0, 5)))
+def test_ties_on_a_grid_spread_over_their_cell(column):
+    spread = spread_ties(column, np.random.RandomState(0))
+    distinct, counts = np.unique(column, return_counts=True)
+    gap = np.min(np.diff(distinct), initial=np.inf)
+    repeated = np.isin(column, distinct[counts > 1])
+    np.testing.assert_array_equal(spread[~repeated], column[~repeated])
+    if len(distinct) > 1:
+        nearest = distinct[np.abs(spread[:, None] - distinct).argmin(axis=1)]
+        np.testing.assert_array_equal(nearest, column)
+        assert gap <= 5
+
+
+def test_atom_in_a_continuous_column_is_spread_over_a_minimum_width():
+    column = np.r_[np.zeros(1000), 1e-9, np.linspace(0.1, 1, 100)]
+    spread = spread_ties(column, np.random.RandomState(0))[:1000]
+    assert spread.std() == pytest.approx(0.02 / np.sqrt(12), rel=0.1)
+
+
+def test_draw_follows_the_weights():
+    rows = Rows(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1.0, 2.0, 5.0]).double())
+    drawn = rows.draw(40_000, torch.Generator().manual_seed(0)).flatten().long()
+    np.testing.assert_allclose(torch.bincount(drawn) / 40_000, [0.125, 0.25, 0.625], atol=0.01)
+
+
+def test_split_holds_out_a_fraction_and_loses_no_row():
+    rows = Rows(torch.arange(55.0)[:, None], torch.ones(55))
+    training, validation = split_rows(rows, 0.1, np.random.RandomState(0))
+    assert len(validation.values) == 6
+    together = torch.cat([training.values, validation.values]).flatten().sort().values
+    torch.testing.assert_close(together, torch.arange(55.0))
+    assert split_rows(rows, None, np.random.RandomState(0))[1] is None
+
+
+def test_split_needs_rows():
+    rows = Rows(torch.zeros(2, 1), torch.ones(2))
+    with pytest.raises(ValueError, match="2 distinct rows.*early_stopping=False"):
+        split_rows(rows, 0.5, np.random.RandomState(0))
