@@ -24,6 +24,7 @@ def coupling_flow(
     Durkan et al., *Neural Spline Flows*, NeurIPS 2019. https://arxiv.org/abs/1906.04032
     """
     couplings = []
+    mask = None
     for i in range(n_transforms):
         mask = torch.randperm(n_features) % 2 == 0 if i % 2 == 0 else ~mask
         coupling = GeneralCouplingTransform(

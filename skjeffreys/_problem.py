@@ -13,8 +13,16 @@ Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov a
 *Resilient Constrained Learning*, arXiv:2306.02426).
 """
 
-__all__ = ["AdaptiveMultipliers", "FixedMultipliers", "Terms", "evaluate_terms", "lagrangian"]
+__all__ = [
+    "AdaptiveMultipliers",
+    "FixedMultipliers",
+    "Terms",
+    "evaluate_terms",
+    "importance_weights",
+    "lagrangian",
+]
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +35,6 @@ MINIMUM_MULTIPLIER = 0.02
 DUAL_STEP = 0.05
 
 
-
 class Terms(NamedTuple):
     """The three divergences and the normaliser, estimated on one batch; scalars, in nats."""
 
@@ -35,6 +42,17 @@ class Terms(NamedTuple):
     reverse: Tensor
     fidelity: Tensor
     normalizer: Tensor
+
+
+def importance_weights(log_p_y: Tensor, log_q_y: Tensor) -> Tensor:
+    """Return ``q(y) / p(y)`` at samples of the flow, truncated at the root of their number.
+
+    One sample in the tail of the flow can otherwise outweigh all others by many orders of
+    magnitude and throw the multiplier of the normaliser off. Truncation vanishes as the batch
+    grows (Ionides, *Truncated Importance Sampling*, JCGS 17, 2008).
+    """
+    log_weights = (log_q_y - log_p_y).detach()
+    return log_weights.clamp(max=0.5 * math.log(len(log_weights))).exp()
 
 
 @torch.no_grad()
@@ -50,7 +68,7 @@ def evaluate_terms(
         forward=-log_p_x.mean() - entropy,
         reverse=(log_p_y - log_q_y).mean(),
         fidelity=-log_q_x.mean() - entropy,
-        normalizer=torch.exp(log_q_y - log_p_y).mean(),
+        normalizer=importance_weights(log_p_y, log_q_y).mean(),
     )
 
 
@@ -62,7 +80,7 @@ def lagrangian(
     lambdas: Tensor,
     mu: Tensor,
 ) -> Tensor:
-    r"""A scalar whose gradient is that of the Lagrangian in both models.
+    r"""Return a scalar whose gradient is that of the Lagrangian in both models.
 
     The samples ``y`` carry no gradient. That of the reverse divergence in the flow is
 
@@ -71,12 +89,14 @@ def lagrangian(
         = \nabla_\theta \tfrac12 \mathrm{Var}_y ( \log p_\theta(y) - \log \tilde q(y) ),
 
     whose noise vanishes as the two models agree and which needs no derivative of the sampler
-    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436).
+    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436). That of the
+    normaliser in the proxy is the mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the
+    importance weights :math:`w`.
     """
     forward = -log_p_x.mean()
     reverse = 0.5 * (log_p_y - log_q_y.detach()).var() - log_q_y.mean()
     fidelity = -log_q_x.mean()
-    normalizer = torch.exp(log_q_y - log_p_y.detach()).mean()
+    normalizer = (importance_weights(log_p_y, log_q_y) * log_q_y).mean()
     return lambdas @ torch.stack([forward, reverse, fidelity]) + mu * normalizer
 
 

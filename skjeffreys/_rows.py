@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 def tied_columns(rows: np.ndarray) -> np.ndarray:
-    """Indices of the columns where too many rows share a value for a density to exist.
+    """Return the indices of the columns where too many rows share a value.
 
     Rows that are repeated as a whole are counted once: they say nothing about one column.
 

@@ -22,7 +22,13 @@ def resolve_device(device: str, *, double: bool = False) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         resolved = torch.device("cpu") if accelerator is None else accelerator
     else:
-        resolved = torch.device(device)
+        try:
+            resolved = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"device={device!r} is not known to torch. Pass 'auto', 'cpu' or the name of an "
+                "accelerator, such as 'cuda' or 'cuda:1'."
+            ) from error
     return torch.device("cpu") if double and resolved.type == "mps" else resolved
 
 

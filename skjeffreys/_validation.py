@@ -4,6 +4,7 @@ __all__ = [
     "check_finite",
     "check_layer_sizes",
     "check_numeric",
+    "check_range",
     "check_weights",
     "column_labels",
     "private_random_state",
@@ -12,7 +13,7 @@ __all__ = [
 from numbers import Integral, Real
 
 import numpy as np
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_numeric_dtype, is_object_dtype
 from sklearn.utils import check_random_state
 
 
@@ -41,7 +42,7 @@ def check_numeric(X) -> None:
     wrong = [
         f"{name!r} ({dtype})"
         for name, dtype in X.dtypes.items()
-        if not (is_numeric_dtype(dtype) or is_bool_dtype(dtype) or dtype == object)
+        if not (is_numeric_dtype(dtype) or is_bool_dtype(dtype) or is_object_dtype(dtype))
     ]
     if wrong:
         raise ValueError(
@@ -83,4 +84,20 @@ def check_weights(weights) -> None:
         raise ValueError(
             f"weights must be three non-negative numbers, the first positive, got {weights!r}: "
             "those of the forward divergence, the reverse divergence and the proxy fidelity."
+        )
+
+
+#: Magnitudes whose squares stay within double precision, with room for sums.
+SMALLEST, LARGEST = 1e-140, 1e140
+
+
+def check_range(X: np.ndarray, feature_names=None) -> None:
+    """Raise a ValueError that names the columns too large or too small to be standardised."""
+    largest = np.abs(X).max(axis=0)
+    columns = np.flatnonzero((largest > LARGEST) | ((largest < SMALLEST) & (largest > 0)))
+    if len(columns):
+        raise ValueError(
+            f"The values of {column_labels(columns, feature_names)} are as large as "
+            f"{largest[columns[0]]:.3g}; only magnitudes from {SMALLEST:g} to {LARGEST:g} can be "
+            "standardised in double precision. Rescale the column."
         )

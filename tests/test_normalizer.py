@@ -6,7 +6,7 @@ import torch
 from zuko.lazy import Flow, UnconditionalTransform
 from zuko.transforms import MonotonicAffineTransform
 
-from skjeffreys._energy import TiltedReference
+from skjeffreys._energy import Tilt, TiltedReference
 from skjeffreys._flow import standard_normal
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 
@@ -72,7 +72,7 @@ def test_mass_that_the_flow_misses_is_found_in_the_reference():
 
 
 def test_constant_of_the_energy_scales_the_normalizer():
-    proxy = TiltedReference(standard_normal(2), 2, (8,)).double()
+    proxy = TiltedReference(standard_normal(2), Tilt(2, (8,), 1.8)).double()
     proxy.add_constant(math.log(0.4))
     measured = measure_normalizer(proxy, proxy.reference, 100, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(0.4)

@@ -8,7 +8,9 @@ from hypothesis.extra.numpy import arrays
 from skjeffreys._rows import Rows, canonical_rows, split_rows, spread_ties, tied_columns
 
 NONE = np.array([], dtype=int)
-grids = arrays(np.float64, st.tuples(st.integers(2, 30), st.integers(1, 3)), elements=st.integers(0, 4))
+grids = arrays(
+    np.float64, st.tuples(st.integers(2, 30), st.integers(1, 3)), elements=st.integers(0, 4)
+)
 
 
 def canonical(rows, weights=None, constant=NONE, tied=NONE):

@@ -13,7 +13,9 @@ def test_scales_as_standard_scaler():
 
 def test_jacobian():
     scaling = Scaling().fit(X)
-    by_differences = scaling.transform(np.diag(scaling.scale_)) - scaling.transform(np.zeros((1, 3)))
+    by_differences = scaling.transform(np.diag(scaling.scale_)) - scaling.transform(
+        np.zeros((1, 3))
+    )
     np.testing.assert_allclose(by_differences, np.eye(3), atol=1e-9)
     expected = np.linalg.slogdet(np.diag(1 / scaling.scale_))[1]
     assert scaling.log_abs_det_jacobian_ == pytest.approx(expected)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from skjeffreys._energy import TiltedReference
+from skjeffreys._energy import Tilt, TiltedReference
 from skjeffreys._flow import coupling_flow, sample_flow
 from skjeffreys._problem import (
     DUAL_STEP,
@@ -31,7 +31,7 @@ def random_models(with_proxy=True, seed=0):
     flow = coupling_flow(2, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
     models = nn.ModuleDict({"flow": flow})
     if with_proxy:
-        models["proxy"] = TiltedReference(flow, 2, (8,))
+        models["proxy"] = TiltedReference(flow, Tilt(2, (8,), 1.8))
     for parameter in models.parameters():
         nn.init.normal_(parameter, std=0.3)
     return models.double()
