@@ -35,7 +35,7 @@ class Tilt(nn.Module):
 
 
 class TiltedReference(nn.Module):
-    r"""An un-normalised density that tilts a reference density,
+    r"""An un-normalised density that tilts a reference density.
 
     .. math:: \log \tilde q_\psi(x) = \log r(x) + b + c \tanh(f_\psi(x) / c), \qquad
         E_\psi = -\log \tilde q_\psi .

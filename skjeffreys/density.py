@@ -43,9 +43,9 @@ from ._validation import (
 from .exceptions import NormalizerWarning
 
 #: Fresh samples that measure the normaliser.
-NORMALIZER_SAMPLES = 5_000
-#: Largest tilt of the reference of the proxy, in nats. Around the flow it is such that the effective
-#: sample size of the normaliser is at least 0.1; around a normal density it hardly bounds.
+NORMALIZER_SAMPLES = 10_000
+#: Largest tilt of the reference of the proxy, in nats. Around the flow, such that the effective
+#: sample size of the normaliser is at least 0.1; around a normal density, hardly a bound.
 TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 4096
@@ -104,7 +104,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Rows, and samples of the flow, in a step. ``"auto"`` is 64, 128 from 1,000 rows,
         256 from 5,000 and 512 from 20,000.
 
-    max_iter : int, default=2000
+    max_iter : int, default=4000
         Optimiser steps (not epochs) at most.
 
     early_stopping : bool, default=True
@@ -230,7 +230,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         n_bins=8,
         learning_rate_init=0.003,
         batch_size="auto",
-        max_iter=2000,
+        max_iter=4000,
         early_stopping=True,
         validation_fraction=0.1,
         n_iter_no_change=10,
@@ -303,6 +303,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         )
         check_range(X, getattr(self, "feature_names_in_", None))
         if not warm:
+            vars(self).pop("_models", None)  # Should this fit fail, nothing is fitted.
             self._scaling = Scaling().fit(X, sample_weight=sample_weight)
         with training_context():
             self._fit_models(X, sample_weight, warm)
@@ -385,6 +386,9 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         rows = self._in_batches(noise, lambda models, z: sample_flow(models["flow"], z))
         return self._scaling.inverse_transform(rows)
 
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_models")
+
     def _validate_rows(self, X, *, reset):
         check_numeric(X)
         X = validate_data(
@@ -399,7 +403,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         return X
 
     def _training_rows(self, X, sample_weight, random_state):
-        """Standardised distinct rows and their weights; warns of what has no density."""
+        """Standardise and merge the rows; warn of what has no density."""
         constant = self._scaling.constant_columns_
         tied = np.setdiff1d(tied_columns(X), constant)
         rows = canonical_rows(
@@ -438,7 +442,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             )
             models = nn.ModuleDict({"flow": flow})
             if self.objective != "likelihood":
-                reference = flow if self.proxy == "flow" else standard_normal(self.n_features_in_)
+                normal = standard_normal(self.n_features_in_)
+                reference = flow if self.proxy == "flow" else normal
                 tilt = Tilt(self.n_features_in_, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
                 models["proxy"] = TiltedReference(reference, tilt)
         return models

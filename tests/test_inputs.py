@@ -67,6 +67,15 @@ def test_unfitted(X):
         JeffreysDensity().sample()
 
 
+def test_a_failed_fit_leaves_nothing_fitted(X, monkeypatch):
+    density = JeffreysDensity(**SHORT).fit(X)
+    monkeypatch.setattr("skjeffreys._training.Trainer.is_finite", lambda self: False)
+    with pytest.raises(FloatingPointError, match="smaller learning_rate_init"):
+        density.fit(X)
+    with pytest.raises(NotFittedError):
+        density.score_samples(X)
+
+
 @pytest.mark.parametrize(
     "parameters, message",
     [
