@@ -33,6 +33,8 @@ from torch import Tensor
 MINIMUM_MULTIPLIER = 0.02
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
+#: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
+DAMPING = 3.0
 
 
 class Terms(NamedTuple):
@@ -77,8 +79,7 @@ def lagrangian(
     log_q_x: Tensor,
     log_p_y: Tensor,
     log_q_y: Tensor,
-    lambdas: Tensor,
-    mu: Tensor,
+    multipliers: "FixedMultipliers",
 ) -> Tensor:
     r"""Return a scalar whose gradient is that of the Lagrangian in both models.
 
@@ -96,8 +97,9 @@ def lagrangian(
     forward = -log_p_x.mean()
     reverse = 0.5 * (log_p_y - log_q_y.detach()).var() - log_q_y.mean()
     fidelity = -log_q_x.mean()
-    normalizer = (importance_weights(log_p_y, log_q_y) * log_q_y).mean()
-    return lambdas @ torch.stack([forward, reverse, fidelity]) + mu * normalizer
+    weights = importance_weights(log_p_y, log_q_y)
+    divergences = multipliers.lambdas @ torch.stack([forward, reverse, fidelity])
+    return divergences + multipliers.damped_mu(weights.mean()) * (weights * log_q_y).mean()
 
 
 class FixedMultipliers:
@@ -109,6 +111,10 @@ class FixedMultipliers:
     def __init__(self, weights: Sequence[float], device: torch.device) -> None:
         self.lambdas = torch.tensor(weights, dtype=torch.float32, device=device)
         self.mu = self.lambdas[1] + self.lambdas[2]
+
+    def damped_mu(self, normalizer: Tensor) -> Tensor:
+        """Return ``mu``, the weight of the normaliser in the Lagrangian."""
+        return self.mu
 
     def ascend(self, terms: Terms) -> None:
         """Do nothing."""
@@ -134,6 +140,14 @@ class AdaptiveMultipliers(FixedMultipliers):
     def levels(self) -> Tensor:
         """The relaxed levels ``u`` of the three constraints, shape (3,), in nats."""
         return self.lambdas - MINIMUM_MULTIPLIER
+
+    def damped_mu(self, normalizer: Tensor) -> Tensor:
+        """Return ``mu + rho (Z - 1)``, that of the augmented Lagrangian.
+
+        The square ``rho / 2 (Z - 1)^2`` added to the Lagrangian changes nothing at the
+        solution and damps the oscillation between ``mu`` and the constant of the energy.
+        """
+        return self.mu + DAMPING * (normalizer - 1)
 
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""

@@ -91,7 +91,7 @@ class Trainer:
         log_p_x, log_p_y = self.flow().log_prob(rows).split([len(x), len(y)])
         log_q_x, log_q_y = self.proxy.log_density(rows).split([len(x), len(y)])
         log_densities = (log_p_x, log_q_x, log_p_y, log_q_y)
-        loss = lagrangian(*log_densities, self.multipliers.lambdas, self.multipliers.mu)
+        loss = lagrangian(*log_densities, self.multipliers)
         return loss, evaluate_terms(*log_densities, self.entropy)
 
     def lower_entropy(self, held_out_log_likelihood: float, n_features: int) -> None:

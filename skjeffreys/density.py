@@ -499,8 +499,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         )
         if early_stopping is not None and not early_stopping.should_stop:
             warnings.warn(
-                f"The validation log-likelihood still improved at max_iter={self.max_iter} "
-                "steps. A larger max_iter may fit better.",
+                f"Training reached max_iter={self.max_iter} steps while the validation "
+                "log-likelihood still improved. A larger max_iter may fit better.",
                 ConvergenceWarning,
                 stacklevel=5,
             )

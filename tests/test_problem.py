@@ -10,6 +10,7 @@ from skjeffreys._problem import (
     FixedMultipliers,
     Terms,
     evaluate_terms,
+    importance_weights,
     lagrangian,
 )
 
@@ -18,6 +19,12 @@ CPU = torch.device("cpu")
 
 def terms(forward, reverse, fidelity, normalizer):
     return Terms(*map(torch.tensor, (forward, reverse, fidelity, normalizer)))
+
+
+def fixed_multipliers(*weights):
+    multipliers = FixedMultipliers(weights, CPU)
+    multipliers.lambdas = multipliers.lambdas.double()
+    return multipliers
 
 
 class Normal:
@@ -37,8 +44,9 @@ def test_lagrangian_gradient_equals_the_gradients_of_its_terms():
     x = torch.randn(50, generator=generator, dtype=torch.float64)
     y = 1 + torch.randn(60, generator=generator, dtype=torch.float64)
     p, q = Normal(1.0, 0.0), Normal(0.3, 0.2)
-    lambdas, mu = torch.tensor([0.7, 0.4, 1.3], dtype=torch.float64), torch.tensor(1.9)
-    value = lagrangian(p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), lambdas, mu)
+    multipliers = fixed_multipliers(0.7, 0.4, 1.3)
+    multipliers.mu = torch.tensor(1.9)
+    value = lagrangian(p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), multipliers)
     in_p, in_q = torch.autograd.grad(value, [p.parameters, q.parameters])
 
     def gradient(function, model):
@@ -63,10 +71,8 @@ def test_reverse_gradient_is_that_of_the_kl_between_normals():
         400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     x = torch.zeros(1, dtype=torch.float64)
-    only_reverse = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    value = lagrangian(
-        p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), only_reverse, torch.tensor(0.0)
-    )
+    only_reverse = fixed_multipliers(0.0, 1.0, 0.0)
+    value = lagrangian(p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), only_reverse)
     (estimated,) = torch.autograd.grad(value, [p.parameters])
     # KL(N(m, s) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - log s, differentiated in m and log s.
     exact = torch.tensor([0.5, np.exp(-0.4) - 1], dtype=torch.float64)
@@ -103,9 +109,23 @@ def test_multipliers_settle_at_the_divergences():
     torch.testing.assert_close(multipliers.lambdas, expected)
 
 
+def test_damping_vanishes_at_the_solution_and_opposes_the_violation():
+    multipliers = AdaptiveMultipliers(CPU)
+    assert multipliers.damped_mu(torch.tensor(1.0)) == multipliers.mu
+    assert multipliers.damped_mu(torch.tensor(1.5)) > multipliers.mu
+    assert multipliers.damped_mu(torch.tensor(0.5)) < multipliers.mu
+
+
+def test_weights_are_truncated_at_the_root_of_their_number():
+    log_p, log_q = torch.zeros(100), torch.linspace(-3, 30, 100)
+    weights = importance_weights(log_p, log_q)
+    torch.testing.assert_close(weights, log_q.exp().clamp(max=10))
+
+
 def test_fixed_multipliers_stay():
     multipliers = FixedMultipliers((1.0, 2.0, 3.0), CPU)
     multipliers.ascend(terms(5.0, 5.0, 5.0, 5.0))
+    assert multipliers.damped_mu(torch.tensor(9.0)) == 5
     assert multipliers.lambdas.tolist() == [1, 2, 3]
     assert multipliers.mu == 5
 
