@@ -7,7 +7,7 @@ r"""The constrained problem: three divergences, their relaxed levels, their mult
     & D_2 = \mathrm{KL}(p_\theta \| q_\psi) \le u_2, \\
     & D_3 = \mathrm{KL}(\pi \| q_\psi) \le u_3, \qquad Z_\psi = 1,
 
-with :math:`h(u) = \sum_i \varepsilon u_i + \tfrac12 \max(u_i, 0)^2` the price of relaxing. The
+with :math:`h(u) = \sum_i \varepsilon_i u_i + \tfrac12 \max(u_i, 0)^2` the price of relaxing. The
 Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov and Chamon,
 *Adaptive Symmetrization of the KL Divergence*, arXiv:2511.11159; Hounie, Ribeiro and Chamon,
 *Resilient Constrained Learning*, arXiv:2306.02426).
@@ -29,8 +29,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Slope of ``h`` at zero: what a multiplier falls to once its divergence is zero or below.
-MINIMUM_MULTIPLIER = 0.02
+#: Slopes of ``h`` at zero: what a multiplier falls to once its divergence is zero or below. Where
+#: the data terms say that the flow overfits, the reverse divergence is then in charge.
+MINIMUM_MULTIPLIERS = (0.005, 0.1, 0.005)
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 #: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
@@ -124,22 +125,23 @@ class AdaptiveMultipliers(FixedMultipliers):
     r"""Multipliers that ascend the dual of the relaxed problem.
 
     The levels are where the Lagrangian is smallest, :math:`\lambda_i = \partial_i h(u)`, so
-    :math:`u_i = \lambda_i - \varepsilon`; then
+    :math:`u_i = \lambda_i - \varepsilon_i`; then
 
-    .. math:: \lambda_i \leftarrow \max(\varepsilon, \lambda_i + \eta (D_i - u_i)), \qquad
+    .. math:: \lambda_i \leftarrow \max(\varepsilon_i, \lambda_i + \eta (D_i - u_i)), \qquad
         \mu \leftarrow \mu + \eta (Z_\psi - 1) .
 
-    A multiplier settles where it equals its divergence plus :math:`\varepsilon`. Divergences
+    A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`. Divergences
     are in nats and do not depend on the units of the data; neither do the multipliers.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__((1.0, 1.0, 1.0), device)
+        self.minimum = torch.tensor(MINIMUM_MULTIPLIERS, device=device)
 
     @property
     def levels(self) -> Tensor:
         """The relaxed levels ``u`` of the three constraints, shape (3,), in nats."""
-        return self.lambdas - MINIMUM_MULTIPLIER
+        return self.lambdas - self.minimum
 
     def damped_mu(self, normalizer: Tensor) -> Tensor:
         """Return ``mu + rho (Z - 1)``, that of the augmented Lagrangian.
@@ -152,5 +154,5 @@ class AdaptiveMultipliers(FixedMultipliers):
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""
         violation = torch.stack(terms[:3]) - self.levels
-        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(min=MINIMUM_MULTIPLIER)
+        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(min=self.minimum)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)

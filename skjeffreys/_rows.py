@@ -17,6 +17,8 @@ from .exceptions import DegenerateDataWarning
 TIED_SHARE = 0.05
 #: Smallest width, in standard deviations, over which a repeated value is spread.
 MINIMUM_WIDTH = 0.02
+#: Rounding of the rows, in standard deviations: exact in single precision up to 1024.
+RESOLUTION = 2.0**-14
 #: Validation rows at most: enough to tell two iterates apart.
 MAXIMUM_VALIDATION_ROWS = 2000
 
@@ -88,8 +90,8 @@ def canonical_rows(
         Columns whose ties are spread.
     random_state : RandomState
     """
-    # Single precision absorbs the rounding errors of another unit or another order of rows.
-    rows = rows[weights > 0].astype(np.float32)
+    # Rounding absorbs the rounding errors of other units or another order of the rows.
+    rows = (np.round(rows[weights > 0] / RESOLUTION) * RESOLUTION).astype(np.float32)
     weights = weights[weights > 0]
     order = np.lexsort([weights, *rows.T[::-1]])
     rows, weights = rows[order], weights[order]

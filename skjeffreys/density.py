@@ -79,9 +79,9 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
 
     proxy : {"flow", "energy"}, default="flow"
         What the network of the proxy tilts. ``"flow"``: a slow copy of the flow, which keeps
-        the normaliser known in any dimension and never holds a good flow back. ``"energy"``:
-        a standard normal density (of the standardised columns), the independent energy of
-        [1]_, smoother, good for few rows of a simple shape.
+        the normaliser known in any dimension. ``"energy"``: a standard normal density (of the
+        standardised columns), the independent energy of [1]_: smoother, for few rows of a
+        simple shape; where the shape is not simple it holds the flow back.
 
     weights : tuple of three floats, default=(1.0, 1.0, 1.0)
         Weights of the forward and the reverse divergence and of the fidelity of the proxy,
@@ -89,7 +89,6 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
 
     hidden_layer_sizes : tuple of int, default=(64, 64)
         Hidden layers of every network: one in each coupling of the flow, one in the proxy.
-        Wider ones pay from some ten thousand rows.
 
     n_transforms : int, default=4
         Coupling transforms of the flow.

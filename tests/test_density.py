@@ -81,10 +81,16 @@ def test_samples_follow_the_density_in_two_dimensions(moons, moons_density):
         assert ks_2samp(accepted @ direction, samples @ direction).pvalue > 0.01
 
 
-@pytest.mark.parametrize("objective", ["jeffreys", "likelihood"])
-def test_units_do_not_matter(moons, objective):
-    scale, shift = np.array([1e3, 2.5e-4]), np.array([-700.0, 3.0])
-    density = JeffreysDensity(objective=objective, random_state=0)
+@pytest.mark.parametrize(
+    "objective, scale, shift",
+    [
+        ("jeffreys", [1e3, 2.5e-4], [-700.0, 3.0]),
+        ("jeffreys", [1e6, 0.1], [1e6, -1e5]),
+        ("likelihood", [1e-6, 1e-3], [0.3, 1e3]),
+    ],
+)
+def test_units_do_not_matter(moons, objective, scale, shift):
+    density = JeffreysDensity(objective=objective, max_iter=1000, random_state=0)
     plain, scaled = clone(density).fit(moons), clone(density).fit(moons * scale + shift)
     moved = plain.score_samples(moons) - scaled.score_samples(moons * scale + shift)
     np.testing.assert_allclose(moved, np.log(scale).sum(), atol=1e-3)

@@ -5,7 +5,7 @@ import torch
 from skjeffreys import JeffreysDensity
 from skjeffreys._problem import (
     DUAL_STEP,
-    MINIMUM_MULTIPLIER,
+    MINIMUM_MULTIPLIERS,
     AdaptiveMultipliers,
     FixedMultipliers,
     Terms,
@@ -95,7 +95,7 @@ def test_dual_step_ascends():
     multipliers = AdaptiveMultipliers(CPU)
     before, mu = multipliers.lambdas.clone(), multipliers.mu.clone()
     multipliers.ascend(terms(5.0, -5.0, 0.5, 1.5))
-    levels = before - MINIMUM_MULTIPLIER
+    levels = before - torch.tensor(MINIMUM_MULTIPLIERS)
     expected = before + DUAL_STEP * (torch.tensor([5.0, -5.0, 0.5]) - levels)
     torch.testing.assert_close(multipliers.lambdas, expected)
     torch.testing.assert_close(multipliers.mu, mu + DUAL_STEP * 0.5)
@@ -105,7 +105,7 @@ def test_multipliers_settle_at_the_divergences():
     multipliers = AdaptiveMultipliers(CPU)
     for _ in range(1000):
         multipliers.ascend(terms(0.3, 2.0, -1.0, 1.0))
-    expected = torch.tensor([0.3, 2.0, 0.0]) + MINIMUM_MULTIPLIER
+    expected = torch.tensor([0.3, 2.0, 0.0]) + torch.tensor(MINIMUM_MULTIPLIERS)
     torch.testing.assert_close(multipliers.lambdas, expected)
 
 

@@ -8,7 +8,7 @@ from skjeffreys._flow import coupling_flow, sample_flow
 from skjeffreys._problem import (
     DAMPING,
     DUAL_STEP,
-    MINIMUM_MULTIPLIER,
+    MINIMUM_MULTIPLIERS,
     AdaptiveMultipliers,
     FixedMultipliers,
 )
@@ -40,7 +40,8 @@ def random_models(with_proxy=True, seed=0):
 
 def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
     multipliers = AdaptiveMultipliers(CPU) if multipliers is None else multipliers
-    multipliers.lambdas, multipliers.mu = multipliers.lambdas.double(), multipliers.mu.double()
+    for name, value in vars(multipliers).items():
+        setattr(multipliers, name, value.double())
     return Trainer(random_models(with_proxy), multipliers, ENTROPY, learning_rate)
 
 
@@ -101,8 +102,9 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         for slow, p in zip(slow_flow.parameters(), theta, strict=True):
             slow.copy_(SLOW_DECAY * slow + (1 - SLOW_DECAY) * p)
     lambdas = by_hand.multipliers.lambdas
-    levels = lambdas - MINIMUM_MULTIPLIER
-    lambdas = (lambdas + DUAL_STEP * (divergences - levels)).clamp(min=MINIMUM_MULTIPLIER)
+    minimum = torch.tensor(MINIMUM_MULTIPLIERS).double()
+    lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - minimum))
+    lambdas = torch.maximum(lambdas, minimum)
 
     trainer.step(x, noise)
     for stepped, written in (
