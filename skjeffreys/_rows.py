@@ -76,14 +76,14 @@ def canonical_rows(
     """Return distinct rows in an order of their own, with the summed weights of equal ones.
 
     A fit on them depends neither on the order of the rows nor on whether a row occurs twice
-    or has twice the weight. Rows of no weight are left out.
+    or has twice the weight.
 
     Parameters
     ----------
     rows : ndarray of shape (n, d)
         Standardised rows.
     weights : ndarray of shape (n,)
-        Non-negative weights.
+        Positive weights.
     constant : ndarray of int
         Columns that become standard normal.
     tied : ndarray of int
@@ -91,8 +91,7 @@ def canonical_rows(
     random_state : RandomState
     """
     # Rounding absorbs the rounding errors of other units or another order of the rows.
-    rows = (np.round(rows[weights > 0] / RESOLUTION) * RESOLUTION).astype(np.float32)
-    weights = weights[weights > 0]
+    rows = (np.round(rows / RESOLUTION) * RESOLUTION).astype(np.float32)
     order = np.lexsort([weights, *rows.T[::-1]])
     rows, weights = rows[order], weights[order]
     for j in constant:

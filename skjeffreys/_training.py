@@ -108,7 +108,7 @@ class Trainer:
     @torch.no_grad()
     def log_likelihood(self, rows: Rows) -> float:
         """Weighted mean log-density of the slow flow, in nats of the standardised data."""
-        log_density = self.slow_flow().log_prob(rows.values.to(self.device)).double().cpu()
+        log_density = self.slow_flow().log_prob(rows.values.to(self.device)).cpu().double()
         return float(rows.weights @ log_density / rows.weights.sum())
 
     def is_finite(self) -> bool:

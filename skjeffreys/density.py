@@ -289,7 +289,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         DegenerateDataWarning
             If columns are constant or take few values, or rows are repeated.
         NormalizerWarning
-            If the normaliser of the proxy cannot be measured or is not one.
+            If the normaliser of the proxy cannot be measured.
         ConvergenceWarning
             If the validation log-likelihood still improved at ``max_iter``.
         """
@@ -300,6 +300,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         sample_weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
+        X, sample_weight = X[sample_weight > 0], sample_weight[sample_weight > 0]
         check_range(X, getattr(self, "feature_names_in_", None))
         if not warm:
             vars(self).pop("_models", None)  # Should this fit fail, nothing is fitted.
@@ -320,7 +321,15 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Returns
         -------
         log_density : ndarray of shape (n_samples,), float64
-            ``log p_theta``, in nats of the original units: it integrates to one over ``X``.
+            ``log p_theta``, in nats of the original units: its exponential integrates to one.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        ValueError
+            If ``X`` has other columns than the training rows, or NaN, infinite or non-numeric
+            values.
         """
         return self._evaluate(X, lambda models, z: models["flow"]().log_prob(z))
 
@@ -339,6 +348,11 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Returns
         -------
         score : float
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`score_samples`.
         """
         return float(np.mean(self.score_samples(X)))
 
@@ -356,6 +370,11 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         -------
         log_density : ndarray of shape (n_samples,), float64
             In nats of the original units.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`score_samples`.
         """
         return self._evaluate(X, lambda models, z: models["proxy"].log_density(z))
 
@@ -375,6 +394,13 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         -------
         X : ndarray of shape (n_samples, n_features), float64
             In the original units.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        ValueError
+            If ``n_samples`` is less than one.
         """
         check_is_fitted(self)
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
@@ -408,9 +434,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         rows = canonical_rows(
             self._scaling.transform(X), sample_weight, constant, tied, random_state
         )
-        n_rows = np.count_nonzero(sample_weight)
         names = getattr(self, "feature_names_in_", None)
-        warn_degenerate(n_rows, len(rows.values), constant, tied, names)
+        warn_degenerate(len(X), len(rows.values), constant, tied, names)
         return rows
 
     def _fit_models(self, X, sample_weight, warm):

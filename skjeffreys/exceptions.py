@@ -8,4 +8,4 @@ class DegenerateDataWarning(UserWarning):
 
 
 class NormalizerWarning(UserWarning):
-    """The normaliser of the proxy could not be measured, or is measurably not one."""
+    """The normaliser of the proxy could not be measured: too few samples carry its estimate."""
