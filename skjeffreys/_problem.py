@@ -136,7 +136,7 @@ class AdaptiveMultipliers(FixedMultipliers):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__((1.0, 1.0, 1.0), device)
-        self.minimum = torch.tensor(MINIMUM_MULTIPLIERS, device=device)
+        self.minimum = torch.tensor(MINIMUM_MULTIPLIERS, dtype=torch.float32, device=device)
 
     @property
     def levels(self) -> Tensor:
