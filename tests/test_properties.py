@@ -30,7 +30,7 @@ def tables(draw, max_features=6):
     return scale * X + offset
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(tables())
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_normalizer_is_one(X):
@@ -41,7 +41,7 @@ def test_normalizer_is_one(X):
     assert density.normalizer_ess_ > 0.1
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(tables(max_features=2))
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_proxy_integrates_to_the_reported_normalizer(X):
