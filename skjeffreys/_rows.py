@@ -4,7 +4,8 @@ __all__ = ["Rows", "canonical_rows", "split_rows", "tied_columns", "warn_degener
 
 import math
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,15 +24,20 @@ RESOLUTION = 2.0**-14
 MAXIMUM_VALIDATION_ROWS = 2000
 
 
-class Rows(NamedTuple):
-    """Weighted rows: ``values`` of shape (n, d), float32; positive ``weights`` of shape (n,)."""
+@dataclass(frozen=True)
+class Rows:
+    """Weighted rows: ``values`` of shape (n, d), positive ``weights`` of shape (n,)."""
 
     values: Tensor
     weights: Tensor
 
+    @cached_property
+    def _cumulative_weights(self) -> Tensor:
+        return self.weights.cumsum(0)
+
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` rows with replacement, each with probability in proportion to its weight."""
-        cumulative = self.weights.cumsum(0)
+        cumulative = self._cumulative_weights
         positions = cumulative[-1] * torch.rand(n, generator=generator, dtype=cumulative.dtype)
         index = torch.searchsorted(cumulative, positions, right=True)
         return self.values[index.clamp(max=len(self.values) - 1)]

@@ -446,7 +446,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         rows = self._training_rows(X, sample_weight, random_state)
         fraction = self.validation_fraction if self.early_stopping else None
         training, validation = split_rows(rows, fraction, random_state)
-        entropy = nearest_neighbor_entropy(*(part.numpy() for part in training))
+        entropy = nearest_neighbor_entropy(training.values.numpy(), training.weights.numpy())
         models = self._fitted_models(models_seed) if warm else self._new_models(models_seed)
         trainer, history = self._train(models, entropy, training, validation, training_seed)
         self._models = models.cpu().double().requires_grad_(False)
