@@ -5,6 +5,7 @@ __all__ = [
     "check_layer_sizes",
     "check_numeric",
     "check_range",
+    "check_some_weight",
     "check_weights",
     "column_labels",
     "private_random_state",
@@ -13,8 +14,12 @@ __all__ = [
 from numbers import Integral, Real
 
 import numpy as np
-from pandas.api.types import is_bool_dtype, is_numeric_dtype, is_object_dtype
+import pandas as pd
+from pandas.api.types import infer_dtype, is_numeric_dtype
 from sklearn.utils import check_random_state
+
+#: What pandas infers for object columns of numbers.
+NUMERIC_KINDS = {"boolean", "decimal", "empty", "floating", "integer", "mixed-integer-float"}
 
 
 def private_random_state(random_state) -> np.random.RandomState:
@@ -35,14 +40,14 @@ def column_labels(columns, feature_names=None) -> str:
 def check_numeric(X) -> None:
     """Raise a ValueError that names the columns of a DataFrame that hold no numbers.
 
-    Object columns pass: scikit-learn converts the numbers they may hold.
+    Object columns pass if they hold numbers only, as scikit-learn converts these.
     """
-    if not hasattr(X, "dtypes") or not hasattr(X, "columns"):
+    if not isinstance(X, pd.DataFrame):
         return
     wrong = [
-        f"{name!r} ({dtype})"
-        for name, dtype in X.dtypes.items()
-        if not (is_numeric_dtype(dtype) or is_bool_dtype(dtype) or is_object_dtype(dtype))
+        f"{name!r} ({column.dtype})"
+        for name, column in X.items()
+        if not (is_numeric_dtype(column) or infer_dtype(column) in NUMERIC_KINDS)
     ]
     if wrong:
         raise ValueError(
@@ -71,6 +76,15 @@ def check_layer_sizes(hidden_layer_sizes) -> None:
         raise ValueError(
             f"hidden_layer_sizes must hold positive integers, got {hidden_layer_sizes!r}. Pass "
             "one size per hidden layer, such as (64, 64)."
+        )
+
+
+def check_some_weight(sample_weight: np.ndarray) -> None:
+    """Raise a ValueError if every weight is zero."""
+    if not sample_weight.any():
+        raise ValueError(
+            "sample_weight is zero for every row. Give some rows a positive weight, or leave "
+            "sample_weight out."
         )
 
 

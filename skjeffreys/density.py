@@ -37,6 +37,7 @@ from ._validation import (
     check_layer_sizes,
     check_numeric,
     check_range,
+    check_some_weight,
     check_weights,
     private_random_state,
 )
@@ -300,6 +301,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         sample_weight = _check_sample_weight(
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
+        check_some_weight(sample_weight)
         X, sample_weight = X[sample_weight > 0], sample_weight[sample_weight > 0]
         check_range(X, getattr(self, "feature_names_in_", None))
         if not warm:

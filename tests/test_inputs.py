@@ -59,6 +59,13 @@ def test_non_numeric_columns_are_named(X):
         JeffreysDensity().fit(frame)
 
 
+def test_object_columns_of_numbers_are_numbers(X):
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    as_objects = JeffreysDensity(**SHORT).fit(frame.astype(object))
+    expected = JeffreysDensity(**SHORT).fit(frame).score_samples(frame)
+    np.testing.assert_allclose(as_objects.score_samples(frame), expected, atol=1e-10)
+
+
 def test_unfitted(X):
     for method in ("score_samples", "score", "proxy_score_samples"):
         with pytest.raises(NotFittedError):
