@@ -74,8 +74,8 @@ def measure_normalizer(
     for proposal in proposals:
         for batch in gen_batches(rows_per_proposal, BATCH_SIZE):
             size = (batch.stop - batch.start, flow.base.loc.shape[-1])
-            noise = torch.randn(size, generator=generator, dtype=dtype).to(device)
-            y = sample_flow(proposal, noise)
+            noise = torch.randn(size, generator=generator, dtype=dtype, device=generator.device)
+            y = sample_flow(proposal, noise.to(device))
             log_densities = torch.stack([p().log_prob(y) for p in proposals])
             log_mixture = log_densities.logsumexp(dim=0) - math.log(len(proposals))
             log_weights.append(proxy.log_density(y) - log_mixture)

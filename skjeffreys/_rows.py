@@ -38,8 +38,10 @@ class Rows:
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` rows with replacement, each with probability in proportion to its weight."""
         cumulative = self._cumulative_weights
-        positions = cumulative[-1] * torch.rand(n, generator=generator, dtype=cumulative.dtype)
-        index = torch.searchsorted(cumulative, positions, right=True)
+        uniform = torch.rand(
+            n, generator=generator, dtype=cumulative.dtype, device=generator.device
+        )
+        index = torch.searchsorted(cumulative, cumulative[-1] * uniform, right=True)
         return self.values[index.clamp(max=len(self.values) - 1)]
 
 

@@ -253,7 +253,9 @@ def train(
     history, recent = [], []
     size = (batch_size, rows.values.shape[1])
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        noise = torch.randn(size, generator=generator, dtype=rows.values.dtype)
+        noise = torch.randn(
+            size, generator=generator, dtype=rows.values.dtype, device=generator.device
+        )
         recent.append(trainer.step(rows.draw(batch_size, generator), noise))
         if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
             continue

@@ -74,6 +74,7 @@ def test_fit_does_not_depend_on_the_surrounding_settings(moons):
         torch.manual_seed(99)
         torch.set_num_threads(3)
         torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
         torch.distributions.Distribution.set_default_validate_args(not validate)
         with torch.inference_mode():
             density = JeffreysDensity(**SHORT, random_state=0).fit(moons)
@@ -81,6 +82,7 @@ def test_fit_does_not_depend_on_the_surrounding_settings(moons):
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
         torch.distributions.Distribution.set_default_validate_args(validate)
 
 
