@@ -33,20 +33,22 @@ class Normalizer(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether enough weights count for the estimate and its error to mean anything."""
-        return self.ess * self.n_samples >= MINIMUM_EFFECTIVE_SAMPLES
+        """Whether it is a positive number, and enough weights count for it to mean anything."""
+        enough = self.ess * self.n_samples >= MINIMUM_EFFECTIVE_SAMPLES
+        return enough and 0 < self.value < math.inf
 
 
 def importance_estimate(log_weights: Tensor) -> Normalizer:
     """Mean of ``exp(log_weights)``, its standard error and its effective sample size.
 
-    Computed relative to the largest weight, so that no weight overflows.
+    Computed relative to the largest weight, so that the effective sample size is right even
+    where the weights themselves overflow to infinity.
     """
     log_weights = log_weights.double()
     n = len(log_weights)
     largest = log_weights.max()
     weights = torch.exp(log_weights - largest)
-    scale = math.exp(min(largest.item(), 700.0))
+    scale = largest.exp().item()
     ess = weights.sum().square() / (n * weights.square().sum())
     return Normalizer(
         value=weights.mean().item() * scale,

@@ -35,8 +35,12 @@ def test_agrees_with_plain_formulas():
     assert estimate.ess == pytest.approx(weights.sum() ** 2 / (400 * (weights**2).sum()))
 
 
-def test_huge_weights_do_not_overflow_the_effective_sample_size():
-    assert importance_estimate(torch.tensor([2000.0, 2000.0])).ess == pytest.approx(1)
+@pytest.mark.parametrize("log_weight, value", [(2000.0, math.inf), (-2000.0, 0.0)])
+def test_weights_out_of_range_are_not_known(log_weight, value):
+    estimate = importance_estimate(torch.full((1000,), log_weight))
+    assert estimate.ess == pytest.approx(1)
+    assert estimate.value == value
+    assert not estimate.is_known
 
 
 class Shifted(torch.nn.Module):
