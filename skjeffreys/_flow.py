@@ -1,68 +1,131 @@
-"""The main model: a neural spline coupling flow, with exact density and one-pass samples."""
+"""The main model: neural spline coupling flows of several members, computed together."""
 
-__all__ = ["coupling_flow", "sample_flow", "standard_normal"]
+__all__ = ["CouplingFlows"]
+
+import math
+from functools import partial
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
-from zuko.flows.coupling import GeneralCouplingTransform
-from zuko.lazy import Flow, UnconditionalDistribution, UnconditionalTransform
-from zuko.transforms import IdentityTransform, MonotonicRQSTransform
+from zuko.transforms import (
+    ComposedTransform,
+    CouplingTransform,
+    DependentTransform,
+    MonotonicRQSTransform,
+)
+
+from ._base import GaussianMixtures
+
+#: The splines are the identity beyond this distance from zero.
+BOUND = 5.0
 
 
-def coupling_flow(
-    n_features: int, *, hidden_layer_sizes: tuple[int, ...], n_transforms: int, n_bins: int
-) -> Flow:
-    """Build a flow of rational-quadratic spline couplings over a standard normal base.
+class CouplingFlows(nn.Module):
+    """Flows of rational-quadratic spline couplings, one for each member of an ensemble.
 
     Every second coupling splits the features at random, the next one swaps the two halves, so
     that two in a row transform every feature. The splines start as the identity: training
-    starts from the standard normal density, whatever the seed.
+    starts from the base density, whatever the seed.
+
+    The members share the splits and nothing else. Row ``k`` of the one parameter, ``weights``,
+    holds all weights of member ``k``: an average, a gradient norm or a copy is one operation.
+
+    Parameters
+    ----------
+    base : GaussianMixtures
+        Base density of each member.
+    hidden_layer_sizes : tuple of int
+        Hidden layers of the network of each coupling.
+    n_transforms : int
+    n_bins : int
 
     References
     ----------
     Durkan et al., *Neural Spline Flows*, NeurIPS 2019. https://arxiv.org/abs/1906.04032
     """
-    couplings = []
-    mask = None
-    for i in range(n_transforms):
-        mask = torch.randperm(n_features) % 2 == 0 if i % 2 == 0 else ~mask
-        coupling = GeneralCouplingTransform(
-            n_features,
-            mask=mask,
-            univariate=MonotonicRQSTransform,
-            shapes=[(n_bins,), (n_bins,), (n_bins - 1,)],
-            hidden_features=hidden_layer_sizes,
-            activation=nn.SiLU,
+
+    def __init__(
+        self,
+        base: GaussianMixtures,
+        *,
+        hidden_layer_sizes: tuple[int, ...],
+        n_transforms: int,
+        n_bins: int,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.n_bins = n_bins
+        self.register_buffer("masks", _alternating_masks(base.n_features, n_transforms))
+        self.layer_sizes = []
+        for mask in self.masks:
+            n_fixed = int(mask.sum())
+            n_outputs = (base.n_features - n_fixed) * (3 * n_bins - 1)
+            self.layer_sizes.append(list(pairwise([n_fixed, *hidden_layer_sizes, n_outputs])))
+        self.weights = nn.Parameter(
+            torch.cat([self._initial_weights(sizes) for sizes in self.layer_sizes], dim=1)
         )
-        _start_as_identity(coupling)
-        couplings.append(coupling)
-    return Flow(couplings, _base(n_features))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each member at its rows, (n_members, n, d) to (n_members, n).
+
+        Rows of shape (n, d) are those of every member.
+        """
+        z, log_abs_det = self.transform.call_and_ladj(x.expand(self.n_members, -1, -1))
+        return self.base.log_prob(z) + log_abs_det
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return self.base.n_members
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw rows from each member, with result of shape (n_members, n, d)."""
+        return self.transform.inv(self.base.sample(n, generator))
+
+    @property
+    def transform(self) -> ComposedTransform:
+        """From rows to the base, each of shape (n_members, n, d)."""
+        sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
+        weights = iter(self.weights.split(sizes, dim=1))
+        couplings = []
+        for mask, layers in zip(self.masks, self.layer_sizes, strict=True):
+            unflat = [
+                next(weights).unflatten(1, shape) for i, o in layers for shape in _shapes(i, o)
+            ]
+            couplings.append(CouplingTransform(partial(self._splines, unflat), mask))
+        return ComposedTransform(*couplings)
+
+    def _splines(self, weights: list[Tensor], x: Tensor) -> DependentTransform:
+        *hidden, (weight, bias) = zip(weights[::2], weights[1::2], strict=True)
+        for hidden_weight, hidden_bias in hidden:
+            x = F.silu(torch.baddbmm(hidden_bias, x, hidden_weight))
+        parameters = torch.baddbmm(bias, x, weight).unflatten(-1, (-1, 3 * self.n_bins - 1))
+        parameters = parameters.split([self.n_bins, self.n_bins, self.n_bins - 1], dim=-1)
+        return DependentTransform(MonotonicRQSTransform(*parameters, bound=BOUND), 1)
+
+    def _initial_weights(self, layers: list[tuple[int, int]]) -> Tensor:
+        """Draw as torch's linear layers do, except the last layer: zeros, for the identity."""
+        n_members = self.n_members
+        parts = []
+        for n_inputs, n_outputs in layers[:-1]:
+            bound = 1 / math.sqrt(max(n_inputs, 1))
+            n_weights = (n_inputs + 1) * n_outputs
+            parts.append(torch.empty(n_members, n_weights).uniform_(-bound, bound))
+        n_inputs, n_outputs = layers[-1]
+        return torch.cat([*parts, torch.zeros(n_members, (n_inputs + 1) * n_outputs)], dim=1)
 
 
-def standard_normal(n_features: int) -> Flow:
-    """Build the flow that does nothing: the standard normal density."""
-    return Flow(UnconditionalTransform(IdentityTransform), _base(n_features))
+def _shapes(n_inputs: int, n_outputs: int) -> list[tuple[int, int]]:
+    """Shapes of the weight and of the bias of a layer."""
+    return [(n_inputs, n_outputs), (1, n_outputs)]
 
 
-def sample_flow(flow: Flow, noise: Tensor) -> Tensor:
-    """Map standard normal ``noise`` of shape (n, d) to samples of the flow, (n, d)."""
-    return flow().transform.inv(noise)
-
-
-def _start_as_identity(coupling: nn.Module) -> None:
-    """Zero the parameters of the splines, in 1-D all there are, else the network's last layer."""
-    last = coupling.hyper[-1] if hasattr(coupling, "hyper") else coupling
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-
-
-def _base(n_features: int) -> UnconditionalDistribution:
-    return UnconditionalDistribution(
-        _unchecked_normal, loc=torch.zeros(n_features), scale=torch.ones(n_features), buffer=True
-    )
-
-
-def _unchecked_normal(loc: Tensor, scale: Tensor) -> Distribution:
-    # The loop recovers from NaN by itself; the checks of torch would raise first.
-    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+def _alternating_masks(n_features: int, n_transforms: int) -> Tensor:
+    """Masks of the features that a coupling leaves as they are, (n_transforms, n_features)."""
+    masks = []
+    for i in range(n_transforms):
+        masks.append(torch.randperm(n_features) % 2 == 1 if i % 2 == 0 else ~masks[-1])
+    return torch.stack(masks)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
-from zuko.lazy import Flow
 
-from ._energy import TiltedReference
-from ._flow import sample_flow
+from ._energy import Proxy, mixture_log_density
+from ._flow import CouplingFlows
 
 #: Samples evaluated at once.
 BATCH_SIZE = 1000
@@ -60,7 +59,7 @@ def importance_estimate(log_weights: Tensor) -> Normalizer:
 
 @torch.no_grad()
 def measure_normalizer(
-    proxy: TiltedReference, flow: Flow, n_samples: int, generator: torch.Generator
+    proxy: Proxy, flow: CouplingFlows, n_samples: int, generator: torch.Generator
 ) -> Normalizer:
     """Measure the normaliser of ``proxy`` with fresh samples of ``flow`` and its reference.
 
@@ -69,16 +68,15 @@ def measure_normalizer(
     the proxy tilts, as wide as the wider of them (defensive importance sampling: Hesterberg,
     Technometrics 37, 1995). Where they are the same, it is the flow.
     """
-    proposals = [flow] if proxy.reference is flow else [flow, proxy.reference]
-    dtype, device = flow.base.loc.dtype, flow.base.loc.device
+    proposals = [flow] if proxy.reference is None else [flow, proxy.reference]
     rows_per_proposal = n_samples // len(proposals)
     log_weights = []
     for proposal in proposals:
         for batch in gen_batches(rows_per_proposal, BATCH_SIZE):
-            size = (batch.stop - batch.start, flow.base.loc.shape[-1])
-            noise = torch.randn(size, generator=generator, dtype=dtype, device=generator.device)
-            y = sample_flow(proposal, noise.to(device))
-            log_densities = torch.stack([p().log_prob(y) for p in proposals])
-            log_mixture = log_densities.logsumexp(dim=0) - math.log(len(proposals))
-            log_weights.append(proxy.log_density(y) - log_mixture)
+            rows_per_member = math.ceil((batch.stop - batch.start) / proposal.n_members)
+            y = proposal.sample(rows_per_member, generator).flatten(0, 1)
+            log_p = flow.log_prob(y)
+            log_mixture = torch.stack([mixture_log_density(p.log_prob(y)) for p in proposals])
+            log_proposal = mixture_log_density(log_mixture)
+            log_weights.append(proxy.log_density(y, log_p) - log_proposal)
     return importance_estimate(torch.cat(log_weights))

@@ -7,8 +7,10 @@ r"""The constrained problem: three divergences, their relaxed levels, their mult
     & D_2 = \mathrm{KL}(p_\theta \| q_\psi) \le u_2, \\
     & D_3 = \mathrm{KL}(\pi \| q_\psi) \le u_3, \qquad Z_\psi = 1,
 
-with :math:`h(u) = \sum_i \varepsilon_i u_i + \tfrac12 \max(u_i, 0)^2` the price of relaxing. The
-Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov and Chamon,
+with :math:`h` the price of relaxing: convex and Lipschitz, with slope
+:math:`\partial_i h(u) = \min(\varepsilon_i + \max(u_i, 0), \lambda_i^{\max})`. There are several
+main models, the members of an ensemble, each with its own :math:`\theta` and the same multipliers.
+The Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov and Chamon,
 *Adaptive Symmetrization of the KL Divergence*, arXiv:2511.11159; Hounie, Ribeiro and Chamon,
 *Resilient Constrained Learning*, arXiv:2306.02426).
 """
@@ -16,9 +18,9 @@ Lagrangian is descended in the models and ascended in the multipliers (Ben-Dov a
 __all__ = [
     "AdaptiveMultipliers",
     "FixedMultipliers",
+    "LogDensities",
     "Terms",
     "evaluate_terms",
-    "importance_weights",
     "lagrangian",
 ]
 
@@ -29,9 +31,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._energy import mixture_log_density
+
 #: Slopes of ``h`` at zero: what a multiplier falls to once its divergence is zero or below. Where
 #: the data terms say that the flow overfits, the reverse divergence is then in charge.
-MINIMUM_MULTIPLIERS = (0.005, 0.1, 0.005)
+MINIMUM_MULTIPLIERS = (0.03, 0.1, 0.03)
+#: Largest slopes of ``h``. A reverse divergence that stays large says that the proxy is far from
+#: the flow, not that it is the better of the two: it must not take over.
+MAXIMUM_MULTIPLIERS = (10.0, 0.1, 10.0)
+#: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
+#: in nats from its mean.
+MAXIMUM_DIFFERENCE = 1.0
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 #: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
@@ -47,42 +57,61 @@ class Terms(NamedTuple):
     normalizer: Tensor
 
 
-def importance_weights(log_p_y: Tensor, log_q_y: Tensor) -> Tensor:
-    """Return ``q(y) / p(y)`` at samples of the flow, truncated at the root of their number.
+class LogDensities(NamedTuple):
+    """Log-densities of the members and of the proxy on one batch, in nats.
 
-    One sample in the tail of the flow can otherwise outweigh all others by many orders of
-    magnitude and throw the multiplier of the normaliser off. Truncation vanishes as the batch
-    grows (Ionides, *Truncated Importance Sampling*, JCGS 17, 2008).
+    ``x`` are ``n`` data rows of each of the ``m`` members, ``y`` are ``s`` samples of the
+    ensemble that all members share.
     """
-    log_weights = (log_q_y - log_p_y).detach()
-    return log_weights.clamp(max=0.5 * math.log(len(log_weights))).exp()
+
+    #: ``log p(x)`` of each member at its own rows, (m, n).
+    p_x: Tensor
+    #: ``log p(y)`` of each member at all samples, (m, s).
+    p_y: Tensor
+    #: ``log q~(x)`` of the un-normalised proxy, or a lower bound in the mean, (m, n).
+    q_x: Tensor
+    #: ``log q~(y)`` as each member sees it, (m, s).
+    q_y_without_each: Tensor
+    #: ``log q~(y)``, (s,).
+    q_y: Tensor
+
+    @property
+    def reverse_weights(self) -> Tensor:
+        """Weights of the samples in means over each member, (m, s); rows sum to one.
+
+        The samples come from the mean of the members, of which a member is a fraction at
+        least ``1 / m``: no importance weight ``p / mean(p)`` exceeds ``m``.
+        """
+        log_p = self.p_y.detach()
+        return torch.softmax(log_p - mixture_log_density(log_p), dim=1)
+
+    @property
+    def normalizer_weights(self) -> Tensor:
+        """Importance weights ``q~(y) / mean(p)(y)``, truncated at the root of their number, (s,).
+
+        One sample in the tail of the flow can otherwise outweigh all others by many orders of
+        magnitude and throw the multiplier of the normaliser off. Truncation vanishes as the
+        batch grows (Ionides, *Truncated Importance Sampling*, JCGS 17, 2008).
+        """
+        log_weights = (self.q_y - mixture_log_density(self.p_y)).detach()
+        return log_weights.clamp(max=0.5 * math.log(len(log_weights))).exp()
 
 
 @torch.no_grad()
-def evaluate_terms(
-    log_p_x: Tensor, log_q_x: Tensor, log_p_y: Tensor, log_q_y: Tensor, entropy: float
-) -> Terms:
-    """Estimate the terms from data rows ``x`` and samples ``y`` of the flow.
-
-    ``log_p`` is the log-density of the flow, ``log_q`` the un-normalised one of the proxy,
-    all of shape (batch,); ``entropy`` is that of the data.
-    """
+def evaluate_terms(log_densities: LogDensities, entropy: float) -> Terms:
+    """Estimate the terms, means over the members, where ``entropy`` is that of the data."""
+    p_x, p_y, q_x, q_y_without_each, _ = log_densities
+    reverse = log_densities.reverse_weights * (p_y - q_y_without_each)
     return Terms(
-        forward=-log_p_x.mean() - entropy,
-        reverse=(log_p_y - log_q_y).mean(),
-        fidelity=-log_q_x.mean() - entropy,
-        normalizer=importance_weights(log_p_y, log_q_y).mean(),
+        forward=-p_x.mean() - entropy,
+        reverse=reverse.sum(dim=1).mean(),
+        fidelity=-q_x.mean() - entropy,
+        normalizer=log_densities.normalizer_weights.mean(),
     )
 
 
-def lagrangian(
-    log_p_x: Tensor,
-    log_q_x: Tensor,
-    log_p_y: Tensor,
-    log_q_y: Tensor,
-    multipliers: "FixedMultipliers",
-) -> Tensor:
-    r"""Return a scalar whose gradient is that of the Lagrangian in both models.
+def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> Tensor:
+    r"""Return a scalar whose gradient is that of the Lagrangian, summed over the members.
 
     The samples ``y`` carry no gradient. That of the reverse divergence in the flow is
 
@@ -91,16 +120,24 @@ def lagrangian(
         = \nabla_\theta \tfrac12 \mathrm{Var}_y ( \log p_\theta(y) - \log \tilde q(y) ),
 
     whose noise vanishes as the two models agree and which needs no derivative of the sampler
-    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436). That of the
-    normaliser in the proxy is the mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the
-    importance weights :math:`w`.
+    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436). A difference
+    from the mean counts for one nat at most: the pull of a proxy that knows less than the flow
+    stays bounded, however far it is off. The gradient of the normaliser in the proxy is the
+    mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the importance weights :math:`w`.
     """
-    forward = -log_p_x.mean()
-    reverse = 0.5 * (log_p_y - log_q_y.detach()).var() - log_q_y.mean()
-    fidelity = -log_q_x.mean()
-    weights = importance_weights(log_p_y, log_q_y)
+    p_x, p_y, q_x, q_y_without_each, q_y = log_densities
+    n_members = len(p_x)
+    weights = log_densities.reverse_weights
+    difference = (p_y - q_y_without_each).detach()
+    mean = (weights * difference).sum(dim=1, keepdim=True)
+    centred = (difference - mean).clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
+    forward = -p_x.mean(dim=1).sum()
+    reverse = (weights * (centred * p_y - q_y_without_each)).sum()
+    fidelity = -q_x.mean(dim=1).sum()
     divergences = multipliers.lambdas @ torch.stack([forward, reverse, fidelity])
-    return divergences + multipliers.damped_mu(weights.mean()) * (weights * log_q_y).mean()
+    weights = log_densities.normalizer_weights
+    mu = multipliers.damped_mu(weights.mean())
+    return divergences + n_members * mu * (weights * q_y).mean()
 
 
 class FixedMultipliers:
@@ -110,7 +147,7 @@ class FixedMultipliers:
     """
 
     def __init__(self, weights: Sequence[float], device: torch.device) -> None:
-        self.lambdas = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.lambdas = torch.as_tensor(weights, dtype=torch.float32, device=device)
         self.mu = self.lambdas[1] + self.lambdas[2]
 
     def damped_mu(self, normalizer: Tensor) -> Tensor:
@@ -127,16 +164,19 @@ class AdaptiveMultipliers(FixedMultipliers):
     The levels are where the Lagrangian is smallest, :math:`\lambda_i = \partial_i h(u)`, so
     :math:`u_i = \lambda_i - \varepsilon_i`; then
 
-    .. math:: \lambda_i \leftarrow \max(\varepsilon_i, \lambda_i + \eta (D_i - u_i)), \qquad
+    .. math:: \lambda_i \leftarrow \min(\lambda_i^{\max},
+        \max(\varepsilon_i, \lambda_i + \eta (D_i - u_i))), \qquad
         \mu \leftarrow \mu + \eta (Z_\psi - 1) .
 
-    A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`. Divergences
-    are in nats and do not depend on the units of the data; neither do the multipliers.
+    A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`, or at its
+    largest value. Divergences are in nats and do not depend on the units of the data; neither
+    do the multipliers.
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__((1.0, 1.0, 1.0), device)
         self.minimum = torch.tensor(MINIMUM_MULTIPLIERS, dtype=torch.float32, device=device)
+        self.maximum = torch.tensor(MAXIMUM_MULTIPLIERS, dtype=torch.float32, device=device)
+        super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property
     def levels(self) -> Tensor:
@@ -154,5 +194,5 @@ class AdaptiveMultipliers(FixedMultipliers):
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""
         violation = torch.stack(terms[:3]) - self.levels
-        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(min=self.minimum)
+        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, self.maximum)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)

@@ -1,6 +1,6 @@
 """From a table to training rows: smoothed ties, merged repeats, an order of their own."""
 
-__all__ = ["Rows", "canonical_rows", "split_rows", "tied_columns", "warn_degenerate"]
+__all__ = ["Folds", "Rows", "canonical_rows", "split_rows", "tied_columns", "warn_degenerate"]
 
 import math
 import warnings
@@ -21,7 +21,7 @@ MINIMUM_WIDTH = 0.02
 #: Rounding of the rows, in standard deviations: exact in single precision up to 1024.
 RESOLUTION = 2.0**-14
 #: Validation rows at most: enough to tell two iterates apart.
-MAXIMUM_VALIDATION_ROWS = 2000
+MAXIMUM_VALIDATION_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,53 @@ class Rows:
     values: Tensor
     weights: Tensor
 
+
+@dataclass(frozen=True)
+class Folds:
+    """Rows, and which of them each member of an ensemble trains on or leaves out.
+
+    Attributes
+    ----------
+    rows : Rows
+    training : Tensor of shape (n_members, n_training), int64
+        Indices of the rows that each member trains on.
+    held_out : Tensor of shape (n_members, n_held_out), int64
+        Indices of rows that each member does not train on.
+    """
+
+    rows: Rows
+    training: Tensor
+    held_out: Tensor
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return len(self.training)
+
     @cached_property
     def _cumulative_weights(self) -> Tensor:
-        return self.weights.cumsum(0)
+        return self.rows.weights[self.training].cumsum(dim=1)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw ``n`` rows with replacement, each with probability in proportion to its weight."""
+        """Draw ``n`` training rows for each member, with replacement; (n_members, n, d).
+
+        Each row is drawn with probability in proportion to its weight.
+        """
         cumulative = self._cumulative_weights
         uniform = torch.rand(
-            n, generator=generator, dtype=cumulative.dtype, device=generator.device
+            (self.n_members, n),
+            generator=generator,
+            dtype=cumulative.dtype,
+            device=generator.device,
         )
-        index = torch.searchsorted(cumulative, cumulative[-1] * uniform, right=True)
-        return self.values[index.clamp(max=len(self.values) - 1)]
+        index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform, right=True)
+        index = index.clamp(max=cumulative.shape[1] - 1)
+        return self.rows.values[self.training.gather(1, index)]
+
+    def to(self, device: torch.device) -> "Folds":
+        """Return a copy on a device."""
+        rows = Rows(self.rows.values.to(device), self.rows.weights.to(device))
+        return Folds(rows, self.training.to(device), self.held_out.to(device))
 
 
 def tied_columns(rows: np.ndarray) -> np.ndarray:
@@ -112,9 +147,12 @@ def canonical_rows(
 
 
 def split_rows(
-    rows: Rows, validation_fraction: float | None, random_state: np.random.RandomState
-) -> tuple[Rows, Rows | None]:
-    """Shuffle the rows and hold a fraction of them out, 2,000 at most; None holds out none.
+    rows: Rows, n_members: int, validation_fraction: float, random_state: np.random.RandomState
+) -> Folds:
+    """Shuffle the rows and let each member leave a fraction of them out, 1,000 rows at most.
+
+    What the members leave out are windows of equal size, evenly spaced: no row is in two of
+    them unless ``n_members * validation_fraction`` exceeds one.
 
     Raises
     ------
@@ -122,21 +160,17 @@ def split_rows(
         If fewer than two rows are left to train on.
     """
     n = len(rows.values)
-    n_validation = 0
-    if validation_fraction is not None:
-        n_validation = min(math.ceil(validation_fraction * n), MAXIMUM_VALIDATION_ROWS)
-    if n - n_validation < 2:
+    n_held_out = min(math.ceil(validation_fraction * n), MAXIMUM_VALIDATION_ROWS)
+    if n - n_held_out < 2:
         raise ValueError(
             f"X has {n} distinct rows of positive weight, of which validation_fraction="
-            f"{validation_fraction} holds out {n_validation}: at least 2 must be left to "
-            "train on. Pass more rows, a smaller validation_fraction, or early_stopping=False."
+            f"{validation_fraction} holds out {n_held_out}: at least 2 must be left to "
+            "train on. Pass more rows or a smaller validation_fraction."
         )
-    order = torch.from_numpy(random_state.permutation(n))
-    training, validation = (
-        Rows(rows.values[index], rows.weights[index])
-        for index in (order[n_validation:], order[:n_validation])
-    )
-    return training, validation if n_validation else None
+    order = random_state.permutation(n)
+    shuffled = [np.roll(order, -(k * n // n_members)) for k in range(n_members)]
+    shuffled = torch.from_numpy(np.stack(shuffled))
+    return Folds(rows, training=shuffled[:, n_held_out:], held_out=shuffled[:, :n_held_out])
 
 
 def warn_degenerate(n_rows, n_distinct, constant, tied, feature_names) -> None:

@@ -8,25 +8,23 @@ import math
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import trange
 
-from ._flow import sample_flow
-from ._problem import FixedMultipliers, Terms, evaluate_terms, lagrangian
-from ._rows import Rows
+from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
+from ._rows import Folds
 
 #: Optimiser steps between two evaluations; each evaluation is a row of the history.
 EVALUATION_INTERVAL = 25
+#: Steps over which the learning rate rises from zero, before it falls along a cosine.
+WARM_UP = 30
 #: Decay, per step, of the slow copy of the flow: an exponential average of its weights.
 SLOW_DECAY = 0.99
-#: Largest gradient norm of a step, for each of the two models.
-MAXIMUM_GRADIENT_NORM = 5.0
+#: Largest gradient norm of a step, for each member and for the tilt of the proxy.
+MAXIMUM_GRADIENT_NORM = 50.0
 #: Nats per column that the entropy may lie below the best held-out negative log-likelihood.
 ENTROPY_ALLOWANCE = 0.25
 #: How often training returns to its last finite state before it gives up.
 MAXIMUM_RECOVERIES = 5
-
-_update_average = get_ema_multi_avg_fn(SLOW_DECAY)
 
 
 class Trainer:
@@ -35,86 +33,107 @@ class Trainer:
     Parameters
     ----------
     models : ModuleDict
-        Under ``"flow"`` the slow flow that a fit returns, an exponential average of the one
-        that is trained; under ``"proxy"`` a TiltedReference. Without a proxy the flow is
-        trained alone, by maximum likelihood.
+        Under ``"flow"`` the slow flows that a fit returns, an exponential average of those
+        that are trained; under ``"proxy"`` a Proxy. Without a proxy the flows are trained
+        alone, by maximum likelihood.
     multipliers : FixedMultipliers
         Fixed or adaptive.
-    entropy : float
-        Estimated entropy of the data, in nats; early stopping may lower it.
     learning_rate : float
+        The largest; it rises and falls during training.
+
+    Attributes
+    ----------
+    entropy : float
+        Of the data, in nats: infinite until :meth:`lower_entropy`.
     """
 
     def __init__(
         self,
         models: nn.ModuleDict,
         multipliers: FixedMultipliers,
-        entropy: float,
         learning_rate: float,
     ) -> None:
         self.slow_flow = models["flow"]
         self.flow = copy.deepcopy(self.slow_flow)
         self.proxy = dict(models.items()).get("proxy")
         self.multipliers = multipliers
-        self.entropy = entropy
+        self.entropy = math.inf
         self.learning_rate = learning_rate
-        self.device = multipliers.mu.device
-        self._trained = [list(self.flow.parameters())]
-        if self.proxy is not None:
-            self._trained.append(list(self.proxy.tilt.parameters()))
-        self._averaged = (list(self.slow_flow.parameters()), list(self.flow.parameters()))
-        groups = [{"params": parameters} for parameters in self._trained]
-        self.optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
+        self._tilt = [] if self.proxy is None else list(self.proxy.tilt.parameters())
+        self.optimizer = torch.optim.Adam([self.flow.weights, *self._tilt], fused=True)
 
-    def step(self, x: Tensor, noise: Tensor) -> Terms:
-        """Descend the Lagrangian on data rows ``x`` and base ``noise``, then ascend its dual."""
-        x, noise = x.to(self.device), noise.to(self.device)
-        loss, terms = self._likelihood(x) if self.proxy is None else self._lagrangian(x, noise)
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.flow.weights.device
+
+    def step(self, x: Tensor, generator: torch.Generator) -> Terms:
+        """Descend the Lagrangian, then ascend its dual.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_members, n, d)
+            Data rows of each member.
+        generator : Generator
+            Draws about ``n`` samples of the ensemble.
+        """
+        loss, terms = self._likelihood(x) if self.proxy is None else self._jeffreys(x, generator)
+        # Only ratios of the multipliers matter to the optimiser; with their sum taken out, they
+        # do not change where gradients are clipped.
+        loss = loss / self.multipliers.lambdas.sum()
         self.optimizer.zero_grad()
         loss.backward()
-        for parameters in self._trained:
-            nn.utils.clip_grad_norm_(parameters, MAXIMUM_GRADIENT_NORM)
+        _clip_each_row(self.flow.weights.grad)
+        nn.utils.clip_grad_norm_(self._tilt, MAXIMUM_GRADIENT_NORM)
         self.optimizer.step()
-        _update_average(*self._averaged, None)
+        with torch.no_grad():
+            self.slow_flow.weights.lerp_(self.flow.weights, 1 - SLOW_DECAY)
         self.multipliers.ascend(terms)
         return terms
 
     def _likelihood(self, x: Tensor) -> tuple[Tensor, Terms]:
-        loss = -self.flow().log_prob(x).mean()
+        loss = -self.flow.log_prob(x).mean(dim=1).sum()
         unknown = loss.new_tensor(math.nan)
-        return loss, Terms(loss.detach() - self.entropy, unknown, unknown, unknown)
+        return loss, Terms(loss.detach() / len(x) - self.entropy, unknown, unknown, unknown)
 
-    def _lagrangian(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Terms]:
-        with torch.no_grad():
-            y = sample_flow(self.flow, noise)
-        rows = torch.cat([x, y])
-        log_p_x, log_p_y = self.flow().log_prob(rows).split([len(x), len(y)])
-        log_q_x, log_q_y = self.proxy.log_density(rows).split([len(x), len(y)])
-        log_densities = (log_p_x, log_q_x, log_p_y, log_q_y)
-        loss = lagrangian(*log_densities, self.multipliers)
-        return loss, evaluate_terms(*log_densities, self.entropy)
+    def _jeffreys(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        n_members, n, _ = x.shape
+        y = self.flow.sample(math.ceil(n / n_members), generator).flatten(0, 1)
+        rows = torch.cat([x, y.expand(n_members, -1, -1)], dim=1)
+        p_x, p_y = self.flow.log_prob(rows).split([n, len(y)], dim=1)
+        log_densities = LogDensities(
+            p_x=p_x,
+            p_y=p_y,
+            q_x=self.proxy.bound_log_density(x, p_x),
+            q_y_without_each=self.proxy.log_density_without_each(y, p_y),
+            q_y=self.proxy.log_density(y, p_y),
+        )
+        loss = lagrangian(log_densities, self.multipliers)
+        return loss, evaluate_terms(log_densities, self.entropy)
 
-    def lower_entropy(self, held_out_log_likelihood: float, n_features: int) -> None:
+    def lower_entropy(self, held_out_log_likelihood: float) -> None:
         """Lower the entropy of the data where held-out rows show that it is smaller.
 
         The entropy is at most the negative log-likelihood that any model reaches on rows it
-        has not seen, and the estimate from nearest neighbours can exceed it by far in many
-        dimensions. An allowance below the best so far leaves the flow room to improve; where
-        the flow goes further on its training rows, it overfits and the multipliers fall.
+        has not seen. An allowance below the best so far leaves the flow room to improve; where
+        it goes further on its training rows, it overfits and its multiplier falls.
         """
-        bound = -held_out_log_likelihood - ENTROPY_ALLOWANCE * n_features
-        self.entropy = min(self.entropy, bound)
+        allowance = ENTROPY_ALLOWANCE * self.flow.base.n_features
+        self.entropy = min(self.entropy, -held_out_log_likelihood - allowance)
 
     @torch.no_grad()
-    def log_likelihood(self, rows: Rows) -> float:
-        """Weighted mean log-density of the slow flow, in nats of the standardised data."""
-        log_density = self.slow_flow().log_prob(rows.values.to(self.device)).cpu().double()
-        return float(rows.weights @ log_density / rows.weights.sum())
+    def held_out_log_likelihoods(self, folds: Folds) -> Tensor:
+        """Weighted mean log-density of each slow member on the rows it leaves out, (n_members,).
+
+        In nats of the standardised data.
+        """
+        log_density = self.slow_flow.log_prob(folds.rows.values[folds.held_out]).double()
+        weights = folds.rows.weights[folds.held_out]
+        return (weights * log_density).sum(dim=1) / weights.sum(dim=1)
 
     def is_finite(self) -> bool:
         """Whether every trained weight and every multiplier is finite."""
-        values = [p for parameters in self._trained for p in parameters]
-        values += [self.multipliers.lambdas, self.multipliers.mu]
+        values = [self.flow.weights, *self._tilt, self.multipliers.lambdas, self.multipliers.mu]
         return all(bool(value.isfinite().all()) for value in values)
 
     def state(self) -> dict:
@@ -140,43 +159,55 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.multipliers).update(state["multipliers"])
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Change the learning rate of both models."""
+    def set_progress(self, iteration: int, max_iter: int) -> None:
+        """Set the learning rate of a step: up in 30 steps, then down to zero along a cosine."""
+        factor = 0.5 * (1 + math.cos(math.pi * (iteration - 1) / max_iter))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.learning_rate * min(iteration / WARM_UP, 1.0) * factor
+
+
+def _clip_each_row(gradient: Tensor) -> None:
+    """Shorten each row of a gradient to the largest norm; (n_members, n_weights), in place."""
+    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((MAXIMUM_GRADIENT_NORM / norms).clamp(max=1.0))
 
 
 class EarlyStopping:
-    """Remembers the state with the best validation log-likelihood and says when to stop.
+    """Remembers the best weights of each member and says when to stop.
 
     Parameters
     ----------
-    validation : Rows
-        Rows held out of training.
     patience : int
         Evaluations without an improvement of more than ``tolerance`` after which to stop.
     tolerance : float
-        In nats.
+        In nats, of the mean over the members of their best held-out log-likelihoods.
     """
 
-    def __init__(self, validation: Rows, patience: int, tolerance: float) -> None:
-        self.validation = validation
+    def __init__(self, patience: int, tolerance: float) -> None:
         self.patience = patience
         self.tolerance = tolerance
-        self.best_score = -math.inf
-        self.best_state = None
+        self.best_scores = None
+        self.best_weights = None
         self.evaluations_without_change = 0
 
-    def update(self, trainer: Trainer) -> float:
-        """Evaluate the trainer; return the validation log-likelihood."""
-        score = trainer.log_likelihood(self.validation)
-        if score > self.best_score + self.tolerance:
-            self.evaluations_without_change = 0
-        else:
-            self.evaluations_without_change += 1
-        if score > self.best_score:
-            self.best_score, self.best_state = score, trainer.state()
-        return score
+    def update(self, scores: Tensor, weights: Tensor) -> None:
+        """Take note of an evaluation.
+
+        Parameters
+        ----------
+        scores : Tensor of shape (n_members,)
+            Held-out log-likelihoods.
+        weights : Tensor of shape (n_members, n_weights)
+        """
+        if self.best_scores is None:
+            self.best_scores, self.best_weights = scores.clone(), weights.detach().clone()
+            return
+        before = self.best_scores.mean()
+        better = scores > self.best_scores
+        self.best_scores = torch.where(better, scores, self.best_scores)
+        self.best_weights = torch.where(better[:, None], weights.detach(), self.best_weights)
+        improved = self.best_scores.mean() > before + self.tolerance
+        self.evaluations_without_change = 0 if improved else self.evaluations_without_change + 1
 
     @property
     def should_stop(self) -> bool:
@@ -189,7 +220,6 @@ class Recovery:
 
     def __init__(self, trainer: Trainer) -> None:
         self.finite_state = trainer.state()
-        self.learning_rate = trainer.learning_rate
         self.recoveries = 0
 
     def check(self, trainer: Trainer) -> bool:
@@ -206,9 +236,8 @@ class Recovery:
         if self.recoveries == MAXIMUM_RECOVERIES:
             raise _left_finite_numbers(self.recoveries + 1)
         self.recoveries += 1
-        self.learning_rate /= 2
         trainer.restore(self.finite_state)
-        trainer.set_learning_rate(self.learning_rate)
+        trainer.learning_rate /= 2
         return False
 
 
@@ -222,7 +251,7 @@ def _left_finite_numbers(times: int) -> FloatingPointError:
 
 def train(
     trainer: Trainer,
-    rows: Rows,
+    folds: Folds,
     early_stopping: EarlyStopping | None,
     *,
     max_iter: int,
@@ -232,8 +261,8 @@ def train(
 ) -> pd.DataFrame:
     """Train for ``max_iter`` steps or until ``early_stopping`` says so.
 
-    The trainer ends in its last state or, with early stopping, in the one with the best
-    validation log-likelihood.
+    The slow flow ends with its last weights or, with early stopping, with those of each member
+    that have the best held-out log-likelihood.
 
     Returns
     -------
@@ -241,8 +270,8 @@ def train(
         One row per evaluation: ``iteration``; the means since the last evaluation of
         ``forward``, ``reverse``, ``fidelity`` and ``normalizer``; the multipliers ``lambda_1``,
         ``lambda_2``, ``lambda_3`` and ``mu``; the ``training_log_likelihood`` of the flow, over
-        the same batches; and the ``validation_log_likelihood`` of its slow copy, NaN without
-        early stopping. In nats, of the standardised data.
+        the same batches; and the ``validation_log_likelihood`` of its slow copy, on the rows
+        that each member leaves out. In nats, of the standardised data.
 
     Raises
     ------
@@ -251,26 +280,26 @@ def train(
     """
     recovery = Recovery(trainer)
     history, recent = [], []
-    size = (batch_size, rows.values.shape[1])
+    trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        noise = torch.randn(
-            size, generator=generator, dtype=rows.values.dtype, device=generator.device
-        )
-        recent.append(trainer.step(rows.draw(batch_size, generator), noise))
+        trainer.set_progress(iteration, max_iter)
+        recent.append(trainer.step(folds.draw(batch_size, generator), generator))
         if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
             continue
         if recovery.check(trainer):
-            score = math.nan if early_stopping is None else early_stopping.update(trainer)
-            history.append(_evaluation(iteration, recent, trainer, score))
+            scores = trainer.held_out_log_likelihoods(folds)
+            history.append(_evaluation(iteration, recent, trainer, float(scores.mean())))
+            trainer.lower_entropy(float(scores.mean()))
             if early_stopping is not None:
-                trainer.lower_entropy(score, rows.values.shape[1])
+                early_stopping.update(scores, trainer.slow_flow.weights)
         recent = []
         if early_stopping is not None and early_stopping.should_stop:
             break
     if not history:
         raise _left_finite_numbers(recovery.recoveries)
     if early_stopping is not None:
-        trainer.restore(early_stopping.best_state)
+        with torch.no_grad():
+            trainer.slow_flow.weights.copy_(early_stopping.best_weights)
     return pd.DataFrame(history)
 
 

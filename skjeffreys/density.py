@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, DensityMixin, _fit_context
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
@@ -23,9 +22,9 @@ from sklearn.utils.validation import (
 )
 from torch import nn
 
-from ._energy import Tilt, TiltedReference
-from ._entropy import nearest_neighbor_entropy
-from ._flow import coupling_flow, sample_flow, standard_normal
+from ._base import GaussianMixtures, fit_bases
+from ._energy import Proxy, Tilt, mixture_log_density
+from ._flow import CouplingFlows
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
 from ._rows import canonical_rows, split_rows, tied_columns, warn_degenerate
@@ -48,8 +47,14 @@ NORMALIZER_SAMPLES = 10_000
 #: Largest tilt of the reference of the proxy, in nats. Around the flow, such that the effective
 #: sample size of the normaliser is at least 0.1; around a normal density, hardly a bound.
 TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
+#: Parameters that fitted models depend on.
+ARCHITECTURE = (
+    "objective", "proxy", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
+)  # fmt: skip
 #: Rows scored at once: memory is in proportion to it.
-SCORING_BATCH_SIZE = 4096
+SCORING_BATCH_SIZE = 1024
+#: Optimiser steps where ``max_iter`` is "auto": for 1,000 rows, how they grow, and the most.
+STEPS_AT_1000_ROWS, STEPS_EXPONENT, MAXIMUM_STEPS = 1000, 0.4, 4000
 
 
 def _has_proxy(estimator):
@@ -79,14 +84,19 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
           normaliser and no :meth:`proxy_score_samples`.
 
     proxy : {"flow", "energy"}, default="flow"
-        What the network of the proxy tilts. ``"flow"``: a slow copy of the flow, which keeps
-        the normaliser known in any dimension. ``"energy"``: a standard normal density (of the
-        standardised columns), the independent energy of [1]_: smoother, for few rows of a
-        simple shape; where the shape is not simple it holds the flow back.
+        What the network of the proxy tilts. ``"flow"``: the mean density of the members, for
+        each member that of the others, which keeps the normaliser known in any dimension.
+        ``"energy"``: a standard normal density (of the standardised columns), the independent
+        energy of [1]_: smoother, for few rows of a simple shape; where the shape is not simple
+        it knows less than the flow.
 
     weights : tuple of three floats, default=(1.0, 1.0, 1.0)
         Weights of the forward and the reverse divergence and of the fidelity of the proxy,
         when ``objective="weighted"``.
+
+    n_estimators : int, default=5
+        Members of the ensemble, trained together; the density is the mean of theirs. Each
+        leaves out other rows and learns from the others, through the proxy, what these tell.
 
     hidden_layer_sizes : tuple of int, default=(64, 64)
         Hidden layers of every network: one in each coupling of the flow, one in the proxy.
@@ -97,23 +107,27 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
     n_bins : int, default=8
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
-    learning_rate_init : float, default=0.003
-        Step of the Adam optimiser. Lower it if training warns of instability.
+    learning_rate_init : float, default=0.01
+        Largest step of the Adam optimiser, reached after 30 steps. Lower it if training warns
+        of instability.
 
     batch_size : int or "auto", default="auto"
         Rows, and samples of the flow, in a step. ``"auto"`` is 64, 128 from 1,000 rows,
         256 from 5,000 and 512 from 20,000.
 
-    max_iter : int, default=4000
-        Optimiser steps (not epochs) at most.
+    max_iter : int or "auto", default="auto"
+        Optimiser steps (not epochs) at most, over which the learning rate falls to zero.
+        ``"auto"`` is ``1000 * (n_samples / 1000) ** 0.4``, and 4,000 at most: 525 for 200 rows,
+        1,320 for 2,000.
 
     early_stopping : bool, default=True
-        Whether to hold rows out, to stop when their log-likelihood no longer improves, and to
-        return the best iterate. Otherwise all rows train for ``max_iter`` steps and the last
-        iterate is returned.
+        Whether to stop when the log-likelihood of the rows that the members leave out no
+        longer improves, and to keep the best iterate of each member. Otherwise training goes
+        on for ``max_iter`` steps and the last iterate is kept.
 
-    validation_fraction : float, default=0.1
-        Share of the distinct rows held out for early stopping, 2,000 rows at most.
+    validation_fraction : float, default=0.2
+        Share of the distinct rows that each member leaves out of its training, 1,000 rows at
+        most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
 
     n_iter_no_change : int, default=10
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
@@ -152,8 +166,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
 
     entropy_ : float
         Entropy of the data, in nats of the original units, from which the forward divergence
-        and the fidelity are counted: a nearest-neighbour estimate or, if lower, a quarter nat
-        per column below the best negative log-likelihood of the validation rows.
+        and the fidelity are counted: a quarter nat per column below the best negative
+        log-likelihood of the rows that the members leave out.
 
     history_ : DataFrame
         One row per evaluation: ``iteration``; ``forward``, ``reverse`` and ``fidelity``
@@ -202,13 +216,14 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "objective": [StrOptions({"jeffreys", "weighted", "likelihood"})],
         "proxy": [StrOptions({"flow", "energy"})],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
         "weights": ["array-like"],
         "hidden_layer_sizes": ["array-like"],
         "n_transforms": [Interval(Integral, 1, None, closed="left")],
         "n_bins": [Interval(Integral, 2, None, closed="left")],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -225,14 +240,15 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         objective="jeffreys",
         proxy="flow",
         weights=(1.0, 1.0, 1.0),
+        n_estimators=5,
         hidden_layer_sizes=(64, 64),
         n_transforms=4,
         n_bins=8,
-        learning_rate_init=0.003,
+        learning_rate_init=0.01,
         batch_size="auto",
-        max_iter=4000,
+        max_iter="auto",
         early_stopping=True,
-        validation_fraction=0.1,
+        validation_fraction=0.2,
         n_iter_no_change=10,
         tol=1e-3,
         warm_start=False,
@@ -243,6 +259,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         self.objective = objective
         self.proxy = proxy
         self.weights = weights
+        self.n_estimators = n_estimators
         self.hidden_layer_sizes = hidden_layer_sizes
         self.n_transforms = n_transforms
         self.n_bins = n_bins
@@ -291,8 +308,6 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             If columns are constant or take few values, or rows are repeated.
         NormalizerWarning
             If the normaliser of the proxy cannot be measured.
-        ConvergenceWarning
-            If the validation log-likelihood still improved at ``max_iter``.
         """
         warm = self.warm_start and hasattr(self, "_models")
         check_weights(self.weights)
@@ -333,7 +348,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             If ``X`` has other columns than the training rows, or NaN, infinite or non-numeric
             values.
         """
-        return self._evaluate(X, lambda models, z: models["flow"]().log_prob(z))
+        return self._evaluate(X, lambda models, z: mixture_log_density(models["flow"].log_prob(z)))
 
     def score(self, X, y=None):
         """Mean log-density of the rows of ``X``, in nats; greater is better.
@@ -378,7 +393,9 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         NotFittedError, ValueError
             As :meth:`score_samples`.
         """
-        return self._evaluate(X, lambda models, z: models["proxy"].log_density(z))
+        return self._evaluate(
+            X, lambda models, z: models["proxy"].log_density(z, models["flow"].log_prob(z))
+        )
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the density.
@@ -409,9 +426,17 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         random_state = private_random_state(
             self.random_state if random_state is None else random_state
         )
-        noise = random_state.standard_normal((n_samples, self.n_features_in_))
-        rows = self._in_batches(noise, lambda models, z: sample_flow(models["flow"], z))
-        return self._scaling.inverse_transform(rows)
+        flow = self._models["flow"]
+        counts = random_state.multinomial(n_samples, np.full(flow.n_members, 1 / flow.n_members))
+        generator = torch.Generator().manual_seed(random_state.randint(np.iinfo(np.int32).max))
+        # Each member draws as many rows as the one that needs most, and gives some of them.
+        batches = [
+            flow.sample(batch.stop - batch.start, generator)
+            for batch in gen_batches(int(counts.max()), SCORING_BATCH_SIZE)
+        ]
+        members = torch.cat(batches, dim=1).numpy()
+        rows = np.concatenate([rows[:n] for rows, n in zip(members, counts, strict=True)])
+        return self._scaling.inverse_transform(random_state.permutation(rows))
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_models")
@@ -446,46 +471,45 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         rows_seed, models_seed, training_seed, normalizer_seed = seeds
         random_state = np.random.RandomState(rows_seed)
         rows = self._training_rows(X, sample_weight, random_state)
-        fraction = self.validation_fraction if self.early_stopping else None
-        training, validation = split_rows(rows, fraction, random_state)
-        entropy = nearest_neighbor_entropy(training.values.numpy(), training.weights.numpy())
-        models = self._fitted_models(models_seed) if warm else self._new_models(models_seed)
-        trainer, history = self._train(models, entropy, training, validation, training_seed)
+        folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
+        models = self._fitted_models() if warm else self._new_models(folds, models_seed)
+        trainer, history = self._train(models, folds, training_seed)
+        self._fitted_architecture = self._architecture()
         self._models = models.cpu().double().requires_grad_(False)
         self._record(history, trainer.entropy, warm)
         if self.objective != "likelihood":
             self._measure_normalizer(normalizer_seed)
 
-    def _new_models(self, seed):
-        """Build the models a fit returns: the slow flow and, where there is one, the proxy."""
+    def _new_models(self, folds, seed):
+        """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
+        d = self.n_features_in_
+        base = GaussianMixtures(fit_bases(folds, seed), d)
         with seeded_initialization(seed):
-            flow = coupling_flow(
-                self.n_features_in_,
+            flow = CouplingFlows(
+                base,
                 hidden_layer_sizes=hidden_layer_sizes,
                 n_transforms=self.n_transforms,
                 n_bins=self.n_bins,
             )
             models = nn.ModuleDict({"flow": flow})
             if self.objective != "likelihood":
-                normal = standard_normal(self.n_features_in_)
-                reference = flow if self.proxy == "flow" else normal
-                tilt = Tilt(self.n_features_in_, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
-                models["proxy"] = TiltedReference(reference, tilt)
+                tilt = Tilt(d, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
+                reference = None if self.proxy == "flow" else GaussianMixtures([None], d)
+                models["proxy"] = Proxy(tilt, reference)
         return models
 
-    def _fitted_models(self, seed):
-        """Build models with the weights of the fitted ones, for a warm start."""
-        models = self._new_models(seed)
-        try:
-            models.load_state_dict(self._models.state_dict())
-        except RuntimeError as error:
+    def _architecture(self):
+        return {name: copy.copy(getattr(self, name)) for name in ARCHITECTURE}
+
+    def _fitted_models(self):
+        """Return copies of the fitted models, for a warm start."""
+        if self._architecture() != self._fitted_architecture:
             raise ValueError(
-                "With warm_start=True the parameters objective, proxy, hidden_layer_sizes, "
-                "n_transforms and n_bins must stay as in the previous fit. Put them back, or "
-                "set warm_start=False."
-            ) from error
-        return models
+                f"With warm_start=True the parameters {', '.join(ARCHITECTURE)} must stay as in "
+                "the previous fit. Put them back, or set warm_start=False."
+            )
+        return copy.deepcopy(self._models).float().requires_grad_(True)
 
     def _record(self, history, entropy, warm):
         """Keep the history in original units, after that of earlier fits where ``warm``."""
@@ -501,36 +525,35 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         for name in ("normalizer_", "normalizer_std_error_", "normalizer_ess_"):
             vars(self).pop(name, None)  # An earlier fit may have had a proxy.
 
-    def _train(self, models, entropy, training, validation, seed):
+    def _train(self, models, folds, seed):
         early_stopping = None
-        if validation is not None:
-            early_stopping = EarlyStopping(validation, self.n_iter_no_change, self.tol)
+        if self.early_stopping:
+            early_stopping = EarlyStopping(self.n_iter_no_change, self.tol)
         device = resolve_device(self.device)
         if self.objective == "jeffreys":
             multipliers = AdaptiveMultipliers(device)
         else:
             weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
             multipliers = FixedMultipliers(weights, device)
-        trainer = Trainer(
-            models.to(device), multipliers, entropy, learning_rate=self.learning_rate_init
-        )
+        trainer = Trainer(models.to(device), multipliers, self.learning_rate_init)
+        n_rows = len(folds.rows.values)
+        max_iter = self._resolve_max_iter(n_rows)
         history = train(
             trainer,
-            training,
+            folds.to(device),
             early_stopping,
-            max_iter=self.max_iter,
-            batch_size=self._resolve_batch_size(len(training.values)),
-            generator=torch.Generator().manual_seed(seed),
+            max_iter=max_iter,
+            batch_size=self._resolve_batch_size(n_rows),
+            generator=torch.Generator(device).manual_seed(seed),
             verbose=bool(self.verbose),
         )
-        if early_stopping is not None and not early_stopping.should_stop:
-            warnings.warn(
-                f"Training reached max_iter={self.max_iter} steps while the validation "
-                "log-likelihood still improved. A larger max_iter may fit better.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
         return trainer, history
+
+    def _resolve_max_iter(self, n_rows):
+        if self.max_iter != "auto":
+            return self.max_iter
+        steps = STEPS_AT_1000_ROWS * (n_rows / 1000) ** STEPS_EXPONENT
+        return min(round(steps), MAXIMUM_STEPS)
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":

@@ -1,0 +1,200 @@
+"""Held-out log-likelihood and fit time on real tables, beside tuned peers.
+
+Every ``.npz`` file of the folder ``--data`` holds a table ``X``. Each split draws training rows
+and at most 2,000 test rows from it. Results are appended to ``density.csv`` in ``--output``, the
+log-densities of the test rows beside it, and a run resumes where the last one stopped. Printed,
+per table and training size: the score of each method in nats of the original units, and how far
+JeffreysDensity is ahead of the best peer, chosen after the fact.
+"""
+
+import argparse
+import csv
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from peers import PEERS
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from skjeffreys import JeffreysDensity
+
+MAXIMUM_TEST_ROWS = 2000
+OURS = "JeffreysDensity"
+METHODS = {
+    OURS: lambda seed: JeffreysDensity(random_state=seed),
+    "likelihood": lambda seed: JeffreysDensity(objective="likelihood", random_state=seed),
+    "JeffreysDensity, last": lambda seed: JeffreysDensity(early_stopping=False, random_state=seed),
+    "likelihood, last": lambda seed: JeffreysDensity(
+        objective="likelihood", early_stopping=False, random_state=seed
+    ),
+    **PEERS,
+}
+COLUMNS = ["set", "n_train", "split", "method", "rows", "columns", "seconds", "score"]
+COLUMNS += ["normalizer", "normalizer_std_error", "normalizer_ess"]
+
+
+def split_table(path, n_train, split):
+    """Draw training rows, 70% of the table at most, and test rows."""
+    X = np.load(path)["X"].astype(float)
+    order = np.random.default_rng([split, n_train]).permutation(len(X))
+    n = min(n_train, int(0.7 * len(X)))
+    return X[order[:n]], X[order[n : n + MAXIMUM_TEST_ROWS]]
+
+
+def run(path, n_train, split, method, output):
+    """Fit and score one method; keep the log-densities of the test rows; return a CSV row."""
+    training, test = split_table(path, n_train, split)
+    estimator = METHODS[method](split)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")
+        start = time.perf_counter()
+        estimator.fit(training)
+        seconds = time.perf_counter() - start
+    log_density = estimator.score_samples(test)
+    np.save(rows_path(output, path.stem, n_train, split, method), log_density)
+    normalizer = [
+        getattr(estimator, name, np.nan)
+        for name in ("normalizer_", "normalizer_std_error_", "normalizer_ess_")
+    ]
+    shape = training.shape
+    return [path.stem, n_train, split, method, *shape, seconds, log_density.mean(), *normalizer]
+
+
+def rows_path(output, name, n_train, split, method):
+    """Path of the log-densities of the test rows of one run."""
+    return output / "rows" / f"{name}-{n_train}-{split}-{method}.npy"
+
+
+def margin(table, output, method, other, cell):
+    """Mean and standard error, paired over test rows, of the lead of ``method`` in a cell."""
+    differences = [
+        np.load(rows_path(output, *cell, split, method))
+        - np.load(rows_path(output, *cell, split, other))
+        for split in table.loc[cell].index
+    ]
+    differences = np.concatenate(differences)
+    return differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+
+
+def summarize(results, output):
+    """Tabulate scores per cell, with the lead over the best peer and over likelihood."""
+    scores = results.pivot_table("score", ["set", "n_train", "split"], "method").dropna()
+    seconds = results.pivot_table("seconds", ["set", "n_train"], "method")
+    cells = scores.groupby(["set", "n_train"]).mean()
+    comparisons = {"best peer": OURS, "likelihood": OURS, "likelihood, last": f"{OURS}, last"}
+    peers = [name for name in PEERS if name in cells]
+    summary = cells.copy()
+    for other, method in comparisons.items():
+        if method not in cells or not (peers if other == "best peer" else other in cells):
+            continue
+        for cell in cells.index:
+            name = cells.loc[cell, peers].idxmax() if other == "best peer" else other
+            lead, error = margin(scores, output, method, name, cell)
+            summary.loc[cell, f"lead on {other}"] = lead
+            summary.loc[cell, f"+- ({other})"] = error
+    if peers:
+        summary["best peer"] = cells[peers].idxmax(axis=1)
+    if {OURS, "GaussianMixture", "NSF"} <= set(seconds):
+        slower = seconds[["GaussianMixture", "NSF"]].max(axis=1)
+        summary["time ratio"] = seconds[OURS] / slower
+    return summary
+
+
+def report(summary):
+    """Print the table and what it amounts to."""
+    print(summary.round(3).to_string())
+    for column in summary.filter(like="lead on"):
+        other = column.removeprefix("lead on ")
+        lead, error = summary[column], summary[f"+- ({other})"]
+        print(
+            f"Ahead of {other} in {(lead > 0).sum()} of {len(lead)} cells, by {lead.mean():.3f} "
+            f"nats on average; behind by more than one standard error in {(lead < -error).sum()}."
+        )
+    if "time ratio" in summary:
+        print(
+            "Fit time over that of the slower of the GaussianMixture search and the NSF: median "
+            f"{summary['time ratio'].median():.2f}, largest {summary['time ratio'].max():.2f}."
+        )
+
+
+def report_normalizer(results):
+    """Print the worst normaliser and effective sample size."""
+    ours = results[results["method"] == OURS]
+    deviation = (ours["normalizer"] - 1).abs()
+    print(
+        f"Normaliser: largest deviation from 1 {deviation.max():.3f}, smallest effective sample "
+        f"size {ours['normalizer_ess'].min():.3f}, unknown in {deviation.isna().sum()} of "
+        f"{len(ours)} fits."
+    )
+
+
+def plot(summary, path):
+    """Draw the lead over the best peer and over likelihood in each cell."""
+    columns = [c for c in summary.filter(like="lead on") if not c.endswith("last")]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(5 * len(columns), 0.25 * len(summary) + 1.2), sharey=True
+    )
+    labels = [f"{name}, {n}" for name, n in summary.index]
+    for axis, column in zip(np.atleast_1d(axes), columns, strict=True):
+        other = column.removeprefix("lead on ")
+        error = summary[f"+- ({other})"]
+        axis.errorbar(summary[column], labels, xerr=error, fmt="o", markersize=4)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_xscale("symlog", linthresh=0.1)
+        axis.set_xlabel(f"nats ahead of {other}")
+        axis.grid(axis="y", alpha=0.3)
+    np.atleast_1d(axes)[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of .npz tables")
+    parser.add_argument("--output", type=Path, default=Path("density-benchmark"))
+    parser.add_argument("--n-train", type=int, nargs="+", default=[200, 2000])
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", help="names of tables; default all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    options = parser.parse_args()
+    paths = sorted(options.data.glob("*.npz"))
+    if options.sets:
+        paths = [options.data / f"{name}.npz" for name in options.sets]
+    file = options.output / "density.csv"
+    (options.output / "rows").mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(",".join(COLUMNS) + "\n")
+    results = pd.read_csv(file)
+    done = set(results[COLUMNS[:4]].itertuples(index=False, name=None))
+    jobs = [
+        (path, n_train, split, method)
+        for split in range(options.splits)
+        for path in paths
+        for n_train in options.n_train
+        for method in options.methods
+        if (path.stem, n_train, split, method) not in done
+    ]
+    rows = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
+        delayed(run)(*job, options.output) for job in jobs
+    )
+    with file.open("a", newline="") as stream:
+        writer = csv.writer(stream)
+        for row in tqdm(rows, total=len(jobs), unit="fit"):
+            writer.writerow(row)
+            stream.flush()
+    results = pd.read_csv(file)
+    summary = summarize(results, options.output)
+    report(summary)
+    if OURS in options.methods:
+        report_normalizer(results)
+        plot(summary, options.output / "density.png")
+
+
+if __name__ == "__main__":
+    main()
