@@ -76,11 +76,11 @@ class GaussianMixtures(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw rows from each mixture, with result of shape (n_members, n, d)."""
-        member = torch.arange(self.n_members)[:, None]
+        device = self.means.device
+        member = torch.arange(self.n_members, device=device)[:, None]
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(
-            (self.n_members, n, 1, self.n_features), generator=generator, dtype=self.means.dtype
-        )
+        shape = (self.n_members, n, 1, self.n_features)
+        noise = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=device)
         rows = noise @ self.inverse_factors[member, component]
         return rows.squeeze(-2) + self.means[member, component]
 

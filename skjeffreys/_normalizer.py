@@ -61,12 +61,13 @@ def importance_estimate(log_weights: Tensor) -> Normalizer:
 def measure_normalizer(
     proxy: Proxy, flow: CouplingFlows, n_samples: int, generator: torch.Generator
 ) -> Normalizer:
-    """Measure the normaliser of ``proxy`` with fresh samples of ``flow`` and its reference.
+    """Measure the normaliser of ``proxy`` with fresh samples of its reference.
 
-    A proposal that misses a region where the proxy has mass makes the estimate confidently
-    wrong. The proposal is therefore the equal mixture of the flow and of the reference that
-    the proxy tilts, as wide as the wider of them (defensive importance sampling: Hesterberg,
-    Technometrics 37, 1995). Where they are the same, it is the flow.
+    Where the members are the reference, the weights are the exponential of the tilt. A
+    reference of its own may be narrower than the flow, and a proposal that misses a region
+    where the proxy has mass makes the estimate confidently wrong. The proposal is then the
+    equal mixture of the flow and of the reference, as wide as the wider of them (defensive
+    importance sampling: Hesterberg, Technometrics 37, 1995).
     """
     proposals = [flow] if proxy.reference is None else [flow, proxy.reference]
     rows_per_proposal = n_samples // len(proposals)
@@ -75,8 +76,11 @@ def measure_normalizer(
         for batch in gen_batches(rows_per_proposal, BATCH_SIZE):
             rows_per_member = math.ceil((batch.stop - batch.start) / proposal.n_members)
             y = proposal.sample(rows_per_member, generator).flatten(0, 1)
-            log_p = flow.log_prob(y)
-            log_mixture = torch.stack([mixture_log_density(p.log_prob(y)) for p in proposals])
-            log_proposal = mixture_log_density(log_mixture)
-            log_weights.append(proxy.log_density(y, log_p) - log_proposal)
+            if proxy.reference is None:
+                log_weights.append(proxy.tilt(y))
+            else:
+                log_p = flow.log_prob(y)
+                log_mixture = torch.stack([mixture_log_density(p.log_prob(y)) for p in proposals])
+                log_proposal = mixture_log_density(log_mixture)
+                log_weights.append(proxy.log_density(y, log_p) - log_proposal)
     return importance_estimate(torch.cat(log_weights))

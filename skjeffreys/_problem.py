@@ -35,7 +35,7 @@ from ._energy import mixture_log_density
 
 #: Slopes of ``h`` at zero: what a multiplier falls to once its divergence is zero or below. Where
 #: the data terms say that the flow overfits, the reverse divergence is then in charge.
-MINIMUM_MULTIPLIERS = (0.03, 0.1, 0.03)
+MINIMUM_MULTIPLIERS = (0.1, 0.1, 0.1)
 #: Largest slopes of ``h``. A reverse divergence that stays large says that the proxy is far from
 #: the flow, not that it is the better of the two: it must not take over.
 MAXIMUM_MULTIPLIERS = (10.0, 0.1, 10.0)

@@ -1,49 +1,64 @@
 import pytest
 import torch
 
-from skjeffreys._flow import coupling_flow, sample_flow, standard_normal
+from skjeffreys._base import GaussianMixtures
+from skjeffreys._flow import CouplingFlows
 
 FEATURES = [1, 2, 3, 7]
+N_MEMBERS = 3
+
+
+def new_flow(n_features, n_transforms=3):
+    base = GaussianMixtures([None] * N_MEMBERS, n_features)
+    return CouplingFlows(base, hidden_layer_sizes=(16,), n_transforms=n_transforms, n_bins=5)
 
 
 def random_flow(n_features, seed=0):
     torch.manual_seed(seed)
-    flow = coupling_flow(n_features, hidden_layer_sizes=(16,), n_transforms=3, n_bins=5)
-    for parameter in flow.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    flow = new_flow(n_features)
+    torch.nn.init.normal_(flow.weights, std=0.5)
     return flow.double().requires_grad_(False)
 
 
 @pytest.mark.parametrize("n_features", FEATURES)
-def test_starts_as_the_standard_normal_density(n_features):
-    flow = coupling_flow(n_features, hidden_layer_sizes=(16,), n_transforms=3, n_bins=5)
-    x = 3 * torch.randn(50, n_features)
-    torch.testing.assert_close(flow().log_prob(x), standard_normal(n_features)().log_prob(x))
+def test_starts_as_the_base_density(n_features):
+    flow = new_flow(n_features)
+    x = 3 * torch.randn(N_MEMBERS, 50, n_features)
+    torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
 
 
 @pytest.mark.parametrize("n_features", FEATURES)
-def test_samples_are_the_inverse_of_the_transform(n_features):
+def test_inverse_transform(n_features):
     flow = random_flow(n_features)
-    noise = 2 * torch.randn(50, n_features, dtype=torch.float64)
-    torch.testing.assert_close(flow().transform(sample_flow(flow, noise)), noise)
+    z = 2 * torch.randn(N_MEMBERS, 50, n_features, dtype=torch.float64)
+    torch.testing.assert_close(flow.transform(flow.transform.inv(z)), z)
 
 
 @pytest.mark.parametrize("n_features", FEATURES)
 def test_log_density_carries_the_jacobian(n_features):
     flow = random_flow(n_features)
-    for x in 2 * torch.randn(5, n_features, dtype=torch.float64):
-        jacobian = torch.autograd.functional.jacobian(lambda x: flow().transform(x), x)
-        base = standard_normal(n_features).double()().log_prob(flow().transform(x))
-        torch.testing.assert_close(flow().log_prob(x), base + torch.linalg.slogdet(jacobian)[1])
+    for x in 2 * torch.randn(5, N_MEMBERS, 1, n_features, dtype=torch.float64):
+        jacobian = torch.autograd.functional.jacobian(flow.transform, x)
+        own = torch.stack([jacobian[k, 0, :, k, 0] for k in range(N_MEMBERS)])
+        expected = flow.base.log_prob(flow.transform(x))[:, 0] + torch.linalg.slogdet(own)[1]
+        torch.testing.assert_close(flow.log_prob(x)[:, 0], expected)
+
+
+def test_members_are_flows_of_their_own():
+    flow, x = random_flow(3), torch.randn(20, 3, dtype=torch.float64)
+    before = flow.log_prob(x)
+    torch.testing.assert_close(before, flow.log_prob(x.expand(N_MEMBERS, -1, -1)))
+    flow.weights[1] += 0.1
+    changed = (flow.log_prob(x) != before).any(dim=1)
+    assert changed.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("n_features", [2, 3, 7])
 def test_two_couplings_transform_every_feature(n_features):
-    flow = coupling_flow(n_features, hidden_layer_sizes=(16,), n_transforms=2, n_bins=5)
-    masks = torch.stack([t.mask for t in flow.transform.transforms])
+    masks = new_flow(n_features, n_transforms=2).masks
     assert (masks.sum(dim=0) == 1).all()
 
 
-def test_standard_normal_samples_are_the_noise():
-    noise = torch.randn(10, 3)
-    torch.testing.assert_close(sample_flow(standard_normal(3), noise), noise)
+def test_members_start_with_different_hidden_weights():
+    weights = new_flow(3).weights
+    assert not torch.equal(weights[0], weights[1])

@@ -3,11 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from zuko.lazy import Flow, UnconditionalTransform
-from zuko.transforms import MonotonicAffineTransform
+from sklearn.mixture import GaussianMixture
 
-from skjeffreys._energy import Tilt, TiltedReference
-from skjeffreys._flow import standard_normal
+from skjeffreys._base import GaussianMixtures
+from skjeffreys._energy import Proxy, Tilt
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 
 
@@ -43,20 +42,24 @@ def test_weights_out_of_range_are_not_known(log_weight, value):
     assert not estimate.is_known
 
 
+def standard_normal(n_members=1):
+    return GaussianMixtures([None] * n_members, 1).double()
+
+
 class Shifted(torch.nn.Module):
     """A standard normal proxy, moved by ``shift`` and scaled to integrate to ``mass``."""
 
     def __init__(self, shift, mass):
         super().__init__()
-        self.reference = standard_normal(1).double()
+        self.reference = standard_normal()
         self.shift, self.mass = shift, mass
 
-    def log_density(self, x):
-        return self.reference().log_prob(x - self.shift) + math.log(self.mass)
+    def log_density(self, x, log_p):
+        return self.reference.log_prob(x - self.shift)[0] + math.log(self.mass)
 
 
 def test_error_bar_covers_the_known_mass():
-    flow = standard_normal(1).double()
+    flow = standard_normal(2)
     z_scores = []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
@@ -67,17 +70,30 @@ def test_error_bar_covers_the_known_mass():
 
 
 def test_mass_that_the_flow_misses_is_found_in_the_reference():
-    narrowing = UnconditionalTransform(
-        MonotonicAffineTransform, torch.zeros(1), torch.full((1,), 3.0), buffer=True
-    )
-    flow = Flow(narrowing, standard_normal(1).base).double()
+    narrow = GaussianMixture(random_state=0).fit(np.random.RandomState(0).normal(0, 0.3, (50, 1)))
+    flow = GaussianMixtures([narrow], 1).double()
     measured = measure_normalizer(Shifted(0.0, 1.0), flow, 5000, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(1, abs=0.05)
 
 
-def test_constant_of_the_energy_scales_the_normalizer():
-    proxy = TiltedReference(standard_normal(2), Tilt(2, (8,), 1.8)).double()
+def test_normalizer_of_a_tilted_ensemble():
+    torch.manual_seed(0)
+    proxy = Proxy(Tilt(1, (8,), 1.8)).double()
+    for parameter in proxy.tilt.parameters():
+        torch.nn.init.normal_(parameter)
+    flow = standard_normal(3)
+    grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    exact = proxy.log_density(grid, flow.log_prob(grid)).exp().sum().item() * 16 / 20_000
+    measured = measure_normalizer(proxy, flow, 20_000, torch.Generator().manual_seed(0))
+    assert measured.value == pytest.approx(exact, abs=4 * measured.std_error)
+    assert measured.ess >= 1 / math.cosh(1.8) ** 2
+
+
+@pytest.mark.parametrize("reference", [None, standard_normal()])
+def test_constant_of_the_energy_scales_the_normalizer(reference):
+    proxy = Proxy(Tilt(1, (8,), 1.8), reference).double()
     proxy.add_constant(math.log(0.4))
-    measured = measure_normalizer(proxy, proxy.reference, 100, torch.Generator().manual_seed(0))
+    flow = standard_normal(3)
+    measured = measure_normalizer(proxy, flow, 100, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(0.4)
     assert measured.ess == pytest.approx(1)

@@ -3,14 +3,16 @@ import pytest
 import torch
 
 from skjeffreys import JeffreysDensity
+from skjeffreys._energy import mixture_log_density
 from skjeffreys._problem import (
     DUAL_STEP,
+    MAXIMUM_MULTIPLIERS,
     MINIMUM_MULTIPLIERS,
     AdaptiveMultipliers,
     FixedMultipliers,
+    LogDensities,
     Terms,
     evaluate_terms,
-    importance_weights,
     lagrangian,
 )
 
@@ -39,64 +41,99 @@ class Normal:
         return -0.5 * z**2 - log_scale - 0.5 * np.log(2 * np.pi)
 
 
-def test_lagrangian_gradient_equals_the_gradients_of_its_terms():
+def densities_of(members, proxies, x, y):
+    """Log-densities of members whose proxies do not depend on them; ``x`` is (m, n)."""
+    q_y = torch.stack([proxy.log_prob(y) for proxy in proxies])
+    return LogDensities(
+        p_x=torch.stack([p.log_prob(rows) for p, rows in zip(members, x, strict=True)]),
+        p_y=torch.stack([p.log_prob(y) for p in members]),
+        q_x=torch.stack([q.log_prob(rows) for q, rows in zip(proxies, x, strict=True)]),
+        q_y_without_each=q_y,
+        q_y=mixture_log_density(q_y),
+    )
+
+
+def test_lagrangian_gradient_equals_the_gradients_of_its_terms(monkeypatch):
+    monkeypatch.setattr("skjeffreys._problem.MAXIMUM_DIFFERENCE", float("inf"))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, generator=generator, dtype=torch.float64)
-    y = 1 + torch.randn(60, generator=generator, dtype=torch.float64)
-    p, q = Normal(1.0, 0.0), Normal(0.3, 0.2)
+    x = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    y = 0.5 + torch.randn(60, generator=generator, dtype=torch.float64)
+    members, q = [Normal(1.0, 0.0), Normal(0.2, 0.1)], Normal(0.3, 0.2)
     multipliers = fixed_multipliers(0.7, 0.4, 1.3)
     multipliers.mu = torch.tensor(1.9)
-    value = lagrangian(p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), multipliers)
-    in_p, in_q = torch.autograd.grad(value, [p.parameters, q.parameters])
+    value = lagrangian(densities_of(members, [q, q], x, y), multipliers)
+    *in_members, in_q = torch.autograd.grad(value, [m.parameters for m in [*members, q]])
 
-    def gradient(function, model):
-        return torch.autograd.grad(function(), model.parameters)[0]
+    def gradient(value, model):
+        return torch.autograd.grad(value, model.parameters)[0]
 
-    scores = torch.stack([gradient(lambda r=r: p.log_prob(r), p) for r in y])
-    difference = (p.log_prob(y) - q.log_prob(y)).detach()
-    covariance = ((difference - difference.mean())[:, None] * scores).sum(0) / (len(y) - 1)
-    expected_in_p = 0.7 * gradient(lambda: -p.log_prob(x).mean(), p) + 0.4 * covariance
-    expected_in_q = (
-        -1.3 * gradient(lambda: q.log_prob(x).mean(), q)
-        - 0.4 * gradient(lambda: q.log_prob(y).mean(), q)
-        + 1.9 * gradient(lambda: (q.log_prob(y) - p.log_prob(y)).exp().mean(), q)
-    )
-    torch.testing.assert_close(in_p, expected_in_p)
+    mean_density = torch.stack([p.log_prob(y).exp() for p in members]).mean(dim=0).detach()
+    expected_in_q = -2 * 1.9 * gradient(-(q.log_prob(y).exp() / mean_density).mean(), q)
+    for p, rows, in_p in zip(members, x, in_members, strict=True):
+        weights = p.log_prob(y).exp().detach() / mean_density
+        weights = weights / weights.sum()
+        scores = torch.stack([gradient(p.log_prob(row), p) for row in y])
+        difference = (p.log_prob(y) - q.log_prob(y)).detach()
+        centred = difference - weights @ difference
+        expected = 0.7 * gradient(-p.log_prob(rows).mean(), p) + 0.4 * (weights * centred) @ scores
+        torch.testing.assert_close(in_p, expected)
+        expected_in_q -= 1.3 * gradient(q.log_prob(rows).mean(), q)
+        expected_in_q -= 0.4 * gradient(weights @ q.log_prob(y), q)
     torch.testing.assert_close(in_q, expected_in_q)
 
 
-def test_reverse_gradient_is_that_of_the_kl_between_normals():
+def only_reverse(p, q, y):
+    x = torch.zeros((1, 1), dtype=torch.float64)
+    value = lagrangian(densities_of([p], [q], x, y), fixed_multipliers(0.0, 1.0, 0.0))
+    return torch.autograd.grad(value, p.parameters)[0]
+
+
+def test_reverse_gradient_is_that_of_the_kl_between_normals(monkeypatch):
     p, q = Normal(0.5, -0.2), Normal(0.0, 0.0)
-    y = 0.5 + np.exp(-0.2) * torch.randn(
-        400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    x = torch.zeros(1, dtype=torch.float64)
-    only_reverse = fixed_multipliers(0.0, 1.0, 0.0)
-    value = lagrangian(p.log_prob(x), q.log_prob(x), p.log_prob(y), q.log_prob(y), only_reverse)
-    (estimated,) = torch.autograd.grad(value, [p.parameters])
+    generator = torch.Generator().manual_seed(0)
+    y = 0.5 + np.exp(-0.2) * torch.randn(400_000, generator=generator, dtype=torch.float64)
     # KL(N(m, s) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - log s, differentiated in m and log s.
     exact = torch.tensor([0.5, np.exp(-0.4) - 1], dtype=torch.float64)
-    torch.testing.assert_close(estimated, exact, atol=0.01, rtol=0)
+    monkeypatch.setattr("skjeffreys._problem.MAXIMUM_DIFFERENCE", float("inf"))
+    torch.testing.assert_close(only_reverse(p, q, y), exact, atol=0.01, rtol=0)
+
+
+def test_the_pull_of_a_proxy_is_bounded_however_far_it_is_off():
+    p = Normal(0.0, 0.0)
+    y = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = torch.stack([y, y**2 - 1])  # the gradients of log p in mean and log-scale
+    bound = scores.abs().mean(dim=1) + 1e-12
+    for mean in (3.0, 30.0, 300.0):
+        assert (only_reverse(p, Normal(mean, 0.0), y).abs() <= bound).all()
 
 
 def test_terms_of_known_densities():
     p, q = Normal(0.0, 0.0), Normal(1.0, 0.0)
     y = torch.randn(400_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     entropy = 0.5 * np.log(2 * np.pi * np.e)
-    log_densities = [model.log_prob(rows) for rows in (y, y) for model in (p, q)]
-    estimated = evaluate_terms(*log_densities, entropy)
+    estimated = evaluate_terms(densities_of([p], [q], y[None], y), entropy)
     assert estimated.forward == pytest.approx(0, abs=0.01)
     assert estimated.reverse == pytest.approx(0.5, abs=0.01)
     assert estimated.fidelity == pytest.approx(0.5, abs=0.01)
     assert estimated.normalizer == pytest.approx(1, abs=0.01)
 
 
+def test_samples_shared_by_members_measure_the_divergence_of_each():
+    members, q = [Normal(-1.0, 0.0), Normal(1.0, 0.0)], Normal(0.0, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
+    y = torch.cat([noise[0] - 1, noise[1] + 1])
+    estimated = evaluate_terms(densities_of(members, [q, q], noise, y), 0.0)
+    assert estimated.reverse == pytest.approx(0.5, abs=0.01)
+
+
 def test_dual_step_ascends():
     multipliers = AdaptiveMultipliers(CPU)
     before, mu = multipliers.lambdas.clone(), multipliers.mu.clone()
     multipliers.ascend(terms(5.0, -5.0, 0.5, 1.5))
-    levels = before - torch.tensor(MINIMUM_MULTIPLIERS)
-    expected = before + DUAL_STEP * (torch.tensor([5.0, -5.0, 0.5]) - levels)
+    minimum, maximum = torch.tensor(MINIMUM_MULTIPLIERS), torch.tensor(MAXIMUM_MULTIPLIERS)
+    expected = before + DUAL_STEP * (torch.tensor([5.0, -5.0, 0.5]) - (before - minimum))
+    expected = expected.clamp(minimum, maximum)
     torch.testing.assert_close(multipliers.lambdas, expected)
     torch.testing.assert_close(multipliers.mu, mu + DUAL_STEP * 0.5)
 
@@ -104,8 +141,8 @@ def test_dual_step_ascends():
 def test_multipliers_settle_at_the_divergences():
     multipliers = AdaptiveMultipliers(CPU)
     for _ in range(1000):
-        multipliers.ascend(terms(0.3, 2.0, -1.0, 1.0))
-    expected = torch.tensor([0.3, 2.0, 0.0]) + torch.tensor(MINIMUM_MULTIPLIERS)
+        multipliers.ascend(terms(0.3, 0.0, -1.0, 1.0))
+    expected = torch.tensor([0.3, 0.0, 0.0]) + torch.tensor(MINIMUM_MULTIPLIERS)
     torch.testing.assert_close(multipliers.lambdas, expected)
 
 
@@ -116,10 +153,18 @@ def test_damping_vanishes_at_the_solution_and_opposes_the_violation():
     assert multipliers.damped_mu(torch.tensor(0.5)) < multipliers.mu
 
 
-def test_weights_are_truncated_at_the_root_of_their_number():
-    log_p, log_q = torch.zeros(100), torch.linspace(-3, 30, 100)
-    weights = importance_weights(log_p, log_q)
+def test_normalizer_weights_are_truncated_at_the_root_of_their_number():
+    log_q = torch.linspace(-3, 30, 100)
+    zeros = torch.zeros(1, 100)
+    weights = LogDensities(zeros, zeros, zeros, log_q[None], log_q).normalizer_weights
     torch.testing.assert_close(weights, log_q.exp().clamp(max=10))
+
+
+def test_multipliers_stay_within_their_bounds():
+    multipliers = AdaptiveMultipliers(CPU)
+    for _ in range(5000):
+        multipliers.ascend(terms(1e3, 1e3, 1e3, 1.0))
+    assert multipliers.lambdas.tolist() == pytest.approx(list(MAXIMUM_MULTIPLIERS))
 
 
 def test_fixed_multipliers_stay():

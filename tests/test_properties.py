@@ -32,7 +32,6 @@ def tables(draw, max_features=6):
 
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(tables())
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_normalizer_is_one(X):
     density = JeffreysDensity(max_iter=300, random_state=0).fit(X)
     event(f"|normalizer - 1| <= {np.ceil(100 * abs(density.normalizer_ - 1)) / 100:.2f}")
@@ -43,7 +42,6 @@ def test_normalizer_is_one(X):
 
 @settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(tables(max_features=2))
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_proxy_integrates_to_the_reported_normalizer(X):
     density = JeffreysDensity(max_iter=200, random_state=0).fit(X)
     low, high = box(X)

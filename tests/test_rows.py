@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skjeffreys._rows import Rows, canonical_rows, split_rows, spread_ties, tied_columns
+from skjeffreys._rows import Folds, Rows, canonical_rows, split_rows, spread_ties, tied_columns
 
 NONE = np.array([], dtype=int)
 grids = arrays(
@@ -83,22 +83,34 @@ def test_atom_in_a_continuous_column_is_spread_over_a_minimum_width():
     assert spread.std() == pytest.approx(0.02 / np.sqrt(12), rel=0.1)
 
 
-def test_draw_follows_the_weights():
-    rows = Rows(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1.0, 2.0, 5.0]).double())
-    drawn = rows.draw(40_000, torch.Generator().manual_seed(0)).flatten().long()
-    np.testing.assert_allclose(torch.bincount(drawn) / 40_000, [0.125, 0.25, 0.625], atol=0.01)
+def some_rows(n, weights=None):
+    weights = torch.ones(n) if weights is None else weights
+    return Rows(torch.arange(float(n))[:, None], weights.double())
 
 
-def test_split_holds_out_a_fraction_and_loses_no_row():
-    rows = Rows(torch.arange(55.0)[:, None], torch.ones(55))
-    training, validation = split_rows(rows, 0.1, np.random.RandomState(0))
-    assert len(validation.values) == 6
-    together = torch.cat([training.values, validation.values]).flatten().sort().values
-    torch.testing.assert_close(together, torch.arange(55.0))
-    assert split_rows(rows, None, np.random.RandomState(0))[1] is None
+def test_draw_follows_the_weights_of_the_training_rows():
+    rows = some_rows(4, torch.tensor([1.0, 2.0, 5.0, 9.0]))
+    training, held_out = torch.tensor([[0, 1, 2], [2, 0, 3]]), torch.tensor([[3], [1]])
+    folds = Folds(rows, training, held_out)
+    drawn = folds.draw(40_000, torch.Generator().manual_seed(0))[:, :, 0].long()
+    for values, shares in zip(drawn, [[1, 2, 5, 0], [1, 0, 5, 9]], strict=True):
+        observed = torch.bincount(values, minlength=4) / 40_000
+        np.testing.assert_allclose(observed, np.array(shares) / sum(shares), atol=0.01)
+
+
+@given(st.integers(5, 60), st.integers(1, 6), st.floats(0.05, 0.6))
+def test_members_leave_out_windows_of_equal_size_and_lose_no_row(n, n_members, fraction):
+    folds = split_rows(some_rows(n), n_members, fraction, np.random.RandomState(0))
+    assert folds.held_out.shape == (n_members, np.ceil(fraction * n))
+    for training, held_out in zip(folds.training, folds.held_out, strict=True):
+        assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(n))
+
+
+def test_no_row_is_left_out_twice_if_there_are_enough():
+    held_out = split_rows(some_rows(55), 5, 0.2, np.random.RandomState(0)).held_out
+    assert len(held_out.unique()) == 55
 
 
 def test_split_needs_rows():
-    rows = Rows(torch.zeros(2, 1), torch.ones(2))
-    with pytest.raises(ValueError, match="2 distinct rows.*early_stopping=False"):
-        split_rows(rows, 0.5, np.random.RandomState(0))
+    with pytest.raises(ValueError, match="2 distinct rows.*smaller validation_fraction"):
+        split_rows(some_rows(2), 5, 0.5, np.random.RandomState(0))

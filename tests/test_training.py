@@ -3,36 +3,42 @@ import pytest
 import torch
 from torch import nn
 
-from skjeffreys._energy import Tilt, TiltedReference
-from skjeffreys._flow import coupling_flow, sample_flow
+from skjeffreys._base import GaussianMixtures
+from skjeffreys._energy import Proxy, Tilt, mixture_log_density
+from skjeffreys._flow import CouplingFlows
 from skjeffreys._problem import (
     DAMPING,
     DUAL_STEP,
+    MAXIMUM_MULTIPLIERS,
     MINIMUM_MULTIPLIERS,
     AdaptiveMultipliers,
     FixedMultipliers,
 )
-from skjeffreys._rows import Rows
+from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
+    ENTROPY_ALLOWANCE,
     MAXIMUM_RECOVERIES,
     SLOW_DECAY,
     EarlyStopping,
     Recovery,
     Trainer,
+    _clip_each_row,
     train,
 )
 
 CPU = torch.device("cpu")
+N_MEMBERS = 3
 ENTROPY = 2.5
 
 
 def random_models(with_proxy=True, seed=0):
     """Models in double precision, away from their symmetrical start."""
     torch.manual_seed(seed)
-    flow = coupling_flow(2, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
+    base = GaussianMixtures([None] * N_MEMBERS, 2)
+    flow = CouplingFlows(base, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
     models = nn.ModuleDict({"flow": flow})
     if with_proxy:
-        models["proxy"] = TiltedReference(flow, Tilt(2, (8,), 1.8))
+        models["proxy"] = Proxy(Tilt(2, (8,), 1.8))
     for parameter in models.parameters():
         nn.init.normal_(parameter, std=0.3)
     return models.double()
@@ -42,75 +48,98 @@ def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
     multipliers = AdaptiveMultipliers(CPU) if multipliers is None else multipliers
     for name, value in vars(multipliers).items():
         setattr(multipliers, name, value.double())
-    return Trainer(random_models(with_proxy), multipliers, ENTROPY, learning_rate)
+    trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)
+    trainer.entropy = ENTROPY
+    trainer.set_progress(50, 10_000)
+    return trainer
 
 
-def batches(n=64):
+def batch(n=64):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
+    return torch.randn(N_MEMBERS, n, 2, generator=generator, dtype=torch.float64)
 
 
-def some_rows(n=100):
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+def some_folds(n=100):
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    return Rows(values, torch.full((n,), 1 / n, dtype=torch.float64))
+    rows = Rows(values, torch.full((n,), 1 / n, dtype=torch.float64))
+    return split_rows(rows, N_MEMBERS, 0.2, np.random.RandomState(0))
 
 
 def run(trainer, early_stopping=None, **options):
     defaults = {"max_iter": 100, "batch_size": 16, "verbose": False}
     generator = torch.Generator().manual_seed(0)
-    return train(trainer, some_rows(), early_stopping, generator=generator, **defaults | options)
+    return train(trainer, some_folds(), early_stopping, generator=generator, **defaults | options)
 
 
 def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     monkeypatch.setattr("skjeffreys._training.MAXIMUM_GRADIENT_NORM", float("inf"))
-    step, (x, noise) = 0.01, batches()
+    monkeypatch.setattr("skjeffreys._problem.MAXIMUM_DIFFERENCE", float("inf"))
+    step, x = 0.01, batch()
     trainer = make_trainer()
     trainer.optimizer = torch.optim.SGD(
-        [*trainer.flow.parameters(), *trainer.proxy.tilt.parameters()], lr=step
+        [trainer.flow.weights, *trainer.proxy.tilt.parameters()], lr=step
     )
 
     by_hand = make_trainer()
-    flow, proxy, slow_flow = by_hand.flow, by_hand.proxy, by_hand.slow_flow
-    theta, psi = list(flow.parameters()), list(proxy.tilt.parameters())
+    flow, slow_flow, tilt = by_hand.flow, by_hand.slow_flow, by_hand.proxy.tilt
+    theta, psi = flow.weights, list(tilt.parameters())
     lambda_1, lambda_2, lambda_3 = by_hand.multipliers.lambdas
     mu = by_hand.multipliers.mu
-    y = sample_flow(flow, noise).detach()
+    y = flow.sample(22, seeded()).flatten(0, 1)
 
-    def mean_gradient(values, parameters):
-        return torch.autograd.grad(values.mean(), parameters)
+    def in_theta(value):
+        return torch.autograd.grad(value, theta)[0]
 
-    log_ratio = (flow().log_prob(y) - proxy.log_density(y)).detach()
-    centred = (log_ratio - log_ratio.mean()) * len(y) / (len(y) - 1)
-    forward = mean_gradient(-flow().log_prob(x), theta)
-    reverse_theta = mean_gradient(centred * flow().log_prob(y), theta)
-    reverse_psi = mean_gradient(-proxy.log_density(y), psi)
-    fidelity = mean_gradient(-proxy.log_density(x), psi)
-    weights = torch.exp(proxy.log_density(y) - flow().log_prob(y).detach())
-    assert weights.max() < len(y) ** 0.5  # none is truncated
-    normalizer = mean_gradient(weights, psi)
-    d1 = -flow().log_prob(x).mean() - ENTROPY
-    d2 = log_ratio.mean()
-    d3 = -proxy.log_density(x).mean() - ENTROPY
-    divergences = torch.stack([d1, d2, d3]).detach()
-    z = weights.mean().detach()
+    def in_psi(value):
+        return torch.autograd.grad(value, psi, allow_unused=True)
+
+    p_y = flow.log_prob(y).detach().exp()
+    z_weights = tilt(y).detach().exp()
+    assert z_weights.max() < len(y) ** 0.5  # none is truncated
+    z = z_weights.mean()
+    gradient_theta = torch.zeros_like(theta)
+    gradients_psi = [torch.zeros_like(p) for p in psi]
+    divergences = torch.zeros(3, dtype=torch.float64)
+    for k in range(N_MEMBERS):
+        others = torch.cat([p_y[:k], p_y[k + 1 :]]).mean(dim=0)
+        weights = p_y[k] / p_y.mean(dim=0)
+        weights = weights / weights.sum()
+        difference = torch.log(p_y[k] / others) - tilt(y).detach()
+        centred = difference - weights @ difference
+        gradient_theta += lambda_1 * in_theta(-flow.log_prob(x)[k].mean())
+        gradient_theta += lambda_2 * in_theta((weights * centred) @ flow.log_prob(y)[k])
+        for total, g2, g3, gz in zip(
+            gradients_psi,
+            in_psi(-(weights @ tilt(y))),
+            in_psi(-tilt(x[k]).mean()),
+            in_psi((z_weights * tilt(y)).mean()),
+            strict=True,
+        ):
+            total += lambda_2 * g2 + lambda_3 * g3 + (mu + DAMPING * (z - 1)) * gz
+        d1 = -flow.log_prob(x)[k].mean() - ENTROPY
+        d3 = d1 - tilt(x[k]).mean()
+        divergences += torch.stack([d1, weights @ difference, d3]).detach() / N_MEMBERS
     with torch.no_grad():
-        for p, g1, g2 in zip(theta, forward, reverse_theta, strict=True):
-            p -= step * (lambda_1 * g1 + lambda_2 * g2)
-        for p, g2, g3, gz in zip(psi, reverse_psi, fidelity, normalizer, strict=True):
-            p -= step * (lambda_2 * g2 + lambda_3 * g3 + (mu + DAMPING * (z - 1)) * gz)
-        for slow, p in zip(slow_flow.parameters(), theta, strict=True):
-            slow.copy_(SLOW_DECAY * slow + (1 - SLOW_DECAY) * p)
-    lambdas = by_hand.multipliers.lambdas
+        total = lambda_1 + lambda_2 + lambda_3
+        theta -= step * gradient_theta / total
+        for p, gradient in zip(psi, gradients_psi, strict=True):
+            p -= step * gradient / total
+        slow_flow.weights.copy_(SLOW_DECAY * slow_flow.weights + (1 - SLOW_DECAY) * theta)
     minimum = torch.tensor(MINIMUM_MULTIPLIERS).double()
+    lambdas = by_hand.multipliers.lambdas
     lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - minimum))
-    lambdas = torch.maximum(lambdas, minimum)
+    lambdas = lambdas.clamp(minimum, torch.tensor(MAXIMUM_MULTIPLIERS).double())
 
-    trainer.step(x, noise)
+    trainer.step(x, seeded())
     for stepped, written in (
         (trainer.flow, flow),
         (trainer.slow_flow, slow_flow),
-        (trainer.proxy.tilt, proxy.tilt),
+        (trainer.proxy.tilt, tilt),
     ):
         torch.testing.assert_close(stepped.state_dict(), written.state_dict())
     torch.testing.assert_close(trainer.multipliers.lambdas, lambdas)
@@ -118,76 +147,108 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
 
 
 def test_the_likelihood_of_the_flow_alone_is_the_first_term():
-    x, noise = batches()
+    x = batch()
     alone = make_trainer(FixedMultipliers((1.0, 0.0, 0.0), CPU), with_proxy=False)
     with_proxy = make_trainer(FixedMultipliers((1.0, 0.0, 0.0), CPU))
     with_proxy.flow.load_state_dict(alone.flow.state_dict())
     for trainer in (alone, with_proxy):
-        trainer.step(x, noise)
+        trainer.step(x, seeded())
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
+@pytest.mark.parametrize("reference", [None, GaussianMixtures([None], 2)])
+def test_what_the_proxy_says_of_samples_and_rows(reference):
+    """Whatever the reference: its mean density is ``log_density``, up to the tilt."""
+    torch.manual_seed(0)
+    proxy, y = Proxy(Tilt(2, (8,), 1.8), reference), torch.randn(40, 2)
+    nn.init.normal_(proxy.tilt.network[-1].weight)
+    log_p = torch.randn(N_MEMBERS, 40)
+    each = proxy.log_density_without_each(y, log_p)
+    torch.testing.assert_close(mixture_log_density(each), proxy.log_density(y, log_p))
+    x = y[:30].view(N_MEMBERS, 10, 2)
+    bound = proxy.bound_log_density(x, log_p[:, :10])
+    expected = log_p[:, :10] if reference is None else reference.log_prob(y[:30]).view(-1, 10)
+    torch.testing.assert_close(bound, expected + proxy.tilt(x))
+
+
+def test_a_single_member_is_its_own_reference():
+    log_p, y = torch.randn(1, 20), torch.randn(20, 2)
+    torch.testing.assert_close(Proxy(Tilt(2, (8,), 1.8)).log_density_without_each(y, log_p), log_p)
+
+
 def test_restoring_a_state_repeats_the_same_step():
-    trainer = make_trainer()
-    x, noise = batches()
-    trainer.step(x, noise)
+    trainer, x = make_trainer(), batch()
+    trainer.step(x, seeded())
     state = trainer.state()
-    first = trainer.step(x, noise)
-    trainer.step(x, noise)
+    first = trainer.step(x, seeded())
+    trainer.step(x, seeded())
     trainer.restore(state)
-    assert trainer.step(x, noise) == first
+    assert trainer.step(x, seeded()) == first
+
+
+def test_gradients_are_clipped_for_each_member():
+    gradient = torch.tensor([[30.0, 40.0], [300.0, 400.0], [0.0, 0.0]])
+    _clip_each_row(gradient)
+    torch.testing.assert_close(gradient, torch.tensor([[30.0, 40.0], [30.0, 40.0], [0.0, 0.0]]))
+
+
+def test_learning_rate_rises_and_falls():
+    trainer, rates = make_trainer(learning_rate=0.5), []
+    for iteration in range(1, 1001):
+        trainer.set_progress(iteration, 1000)
+        rates += {group["lr"] for group in trainer.optimizer.param_groups}
+    assert len(rates) == 1000
+    assert np.argmax(rates) == 29
+    assert max(rates) == pytest.approx(0.5, rel=0.01)
+    assert rates[-1] < 1e-5
+    assert (np.diff(rates[30:]) < 0).all()
 
 
 def test_history_has_a_row_per_evaluation():
     trainer = make_trainer()
     history = run(trainer, max_iter=60)
     assert history["iteration"].tolist() == [25, 50, 60]
-    assert history.drop(columns="validation_log_likelihood").notna().all(axis=None)
+    assert history.notna().all(axis=None)
     np.testing.assert_allclose(
-        history["training_log_likelihood"], -history["forward"] - ENTROPY, rtol=1e-6
+        history["training_log_likelihood"], -history["forward"] - trainer.entropy, atol=1e-6
     )
 
 
-class Script:
-    """A trainer whose validation log-likelihoods are given beforehand."""
-
-    def __init__(self, scores):
-        self.scores = iter(scores)
-        self.evaluations = 0
-
-    def log_likelihood(self, rows):
-        self.evaluations += 1
-        return next(self.scores)
-
-    def state(self):
-        return self.evaluations
+def test_entropy_only_falls():
+    trainer = make_trainer()
+    trainer.lower_entropy(-2.0)
+    assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
+    trainer.lower_entropy(-3.0)
+    assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
-def test_early_stopping_keeps_the_best_and_runs_out_of_patience():
-    early_stopping = EarlyStopping(some_rows(), patience=2, tolerance=0.1)
-    trainer = Script([0.0, 1.0, 1.05, 0.5])
+def test_early_stopping_keeps_the_best_of_each_member_and_runs_out_of_patience():
+    early_stopping = EarlyStopping(patience=2, tolerance=0.1)
+    scores = [[0.0, 0.0], [1.0, -1.0], [1.05, -1.0], [0.5, 0.05]]
     stops = []
-    for _ in range(4):
-        early_stopping.update(trainer)
+    for i, score in enumerate(scores):
+        early_stopping.update(torch.tensor(score), torch.full((2, 3), float(i)))
         stops.append(early_stopping.should_stop)
     assert stops == [False, False, False, True]
-    assert early_stopping.best_state == 3  # 1.05 is best, though no reason to go on
+    # Small improvements are kept, though no reason to go on.
+    assert early_stopping.best_weights[:, 0].tolist() == [2.0, 3.0]
 
 
-def test_training_returns_the_best_iterate():
-    trainer = make_trainer(learning_rate=0.1)
-    validation = some_rows(20)
-    history = run(trainer, EarlyStopping(validation, 3, 0.0), max_iter=1000)
-    best = history["validation_log_likelihood"].max()
-    assert trainer.log_likelihood(validation) == pytest.approx(best)
+def test_training_returns_the_best_iterate_of_each_member():
+    trainer, early_stopping = make_trainer(learning_rate=0.1), EarlyStopping(3, 0.0)
+    history = run(trainer, early_stopping, max_iter=1000)
+    assert len(history) < 40
+    scores = trainer.held_out_log_likelihoods(some_folds())
+    torch.testing.assert_close(scores, early_stopping.best_scores)
+    assert scores.mean() >= history["validation_log_likelihood"].max() - 1e-12
 
 
 def broken_step(trainer, at):
     """Make the steps with the given numbers leave the finite numbers."""
     plain, count = trainer.step, iter(range(1, 10**6))
 
-    def step(x, noise):
-        terms = plain(x, noise)
+    def step(x, generator):
+        terms = plain(x, generator)
         if next(count) in at:
             with torch.no_grad():
                 next(trainer.flow.parameters()).fill_(float("nan"))
@@ -203,7 +264,7 @@ def test_recovers_from_a_step_out_of_the_finite_numbers():
     assert history["iteration"].tolist() == [25, 75, 100]
     assert history["training_log_likelihood"].notna().all()
     assert trainer.is_finite()
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.004}
+    assert trainer.learning_rate == 0.004
 
 
 def test_gives_up_rather_than_return_a_broken_model():
@@ -226,5 +287,5 @@ def test_recovery_halves_each_time():
     for expected in (0.004, 0.002, 0.001):
         trainer.multipliers.mu = torch.tensor(float("inf"))
         assert not recovery.check(trainer)
-        assert trainer.optimizer.param_groups[0]["lr"] == expected
+        assert trainer.learning_rate == expected
         assert recovery.check(trainer)

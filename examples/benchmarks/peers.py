@@ -24,11 +24,13 @@ class Standardized(DensityMixin, BaseEstimator):
         self.estimator = estimator
 
     def fit(self, X, y=None):
+        """Standardise and fit."""
         self.scaler_ = StandardScaler().fit(X)
         self.estimator.fit(self.scaler_.transform(X))
         return self
 
     def score_samples(self, X):
+        """Log-density of the rows, with the Jacobian of the standardisation."""
         fitted = getattr(self.estimator, "best_estimator_", self.estimator)
         log_density = fitted.score_samples(self.scaler_.transform(X))
         return log_density - np.log(self.scaler_.scale_).sum()
@@ -48,6 +50,7 @@ class EarlyStoppedFlow(DensityMixin, BaseEstimator):
         self.max_epochs = max_epochs
 
     def fit(self, X, y=None):
+        """Train on 90% of the rows and keep the epoch that is best on the others."""
         torch.set_num_threads(1)
         torch.manual_seed(self.random_state)
         training, validation = (
@@ -76,6 +79,7 @@ class EarlyStoppedFlow(DensityMixin, BaseEstimator):
 
     @torch.no_grad()
     def score_samples(self, X):
+        """Log-density of the rows."""
         log_density = self.flow_().log_prob(torch.as_tensor(X, dtype=torch.float32))
         return log_density.double().numpy()
 
