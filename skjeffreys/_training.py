@@ -17,6 +17,8 @@ from ._rows import Folds
 EVALUATION_INTERVAL = 25
 #: Steps over which the learning rate rises from zero, before it falls along a cosine.
 WARM_UP = 30
+#: Samples of the ensemble in a step, per data row of a member. Each serves all members.
+SAMPLES_PER_ROW = 1 / 3
 #: Decay, per step, of the slow copy of the flow: an exponential average of its weights.
 SLOW_DECAY = 0.99
 #: Largest gradient norm of a step, for each member and for the tilt of the proxy.
@@ -75,7 +77,7 @@ class Trainer:
         x : Tensor of shape (n_members, n, d)
             Data rows of each member.
         generator : Generator
-            Draws about ``n`` samples of the ensemble.
+            Draws about ``n / 3`` samples of the ensemble.
         """
         loss, terms = self._likelihood(x) if self.proxy is None else self._jeffreys(x, generator)
         # Only ratios of the multipliers matter to the optimiser; with their sum taken out, they
@@ -98,7 +100,8 @@ class Trainer:
 
     def _jeffreys(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Terms]:
         n_members, n, _ = x.shape
-        y = self.flow.sample(math.ceil(n / n_members), generator).flatten(0, 1)
+        n_samples = math.ceil(SAMPLES_PER_ROW * n / n_members)
+        y = self.flow.sample(n_samples, generator).flatten(0, 1)
         rows = torch.cat([x, y.expand(n_members, -1, -1)], dim=1)
         p_x, p_y = self.flow.log_prob(rows).split([n, len(y)], dim=1)
         log_densities = LogDensities(

@@ -112,8 +112,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         of instability.
 
     batch_size : int or "auto", default="auto"
-        Rows, and samples of the flow, in a step. ``"auto"`` is 64, 128 from 1,000 rows,
-        256 from 5,000 and 512 from 20,000.
+        Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
+        5,000.
 
     max_iter : int or "auto", default="auto"
         Optimiser steps (not epochs) at most, over which the learning rate falls to zero.
@@ -558,7 +558,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":
             return self.batch_size
-        return 64 if n_rows < 1_000 else 128 if n_rows < 5_000 else 256 if n_rows < 20_000 else 512
+        return 64 if n_rows < 1_000 else 128 if n_rows < 5_000 else 256
 
     def _measure_normalizer(self, seed):
         """Satisfy ``Z = 1`` in the constant of the energy, then measure ``Z`` afresh."""

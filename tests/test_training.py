@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
     ENTROPY_ALLOWANCE,
     MAXIMUM_RECOVERIES,
+    SAMPLES_PER_ROW,
     SLOW_DECAY,
     EarlyStopping,
     Recovery,
@@ -90,7 +93,7 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     theta, psi = flow.weights, list(tilt.parameters())
     lambda_1, lambda_2, lambda_3 = by_hand.multipliers.lambdas
     mu = by_hand.multipliers.mu
-    y = flow.sample(22, seeded()).flatten(0, 1)
+    y = flow.sample(math.ceil(SAMPLES_PER_ROW * 64 / N_MEMBERS), seeded()).flatten(0, 1)
 
     def in_theta(value):
         return torch.autograd.grad(value, theta)[0]
