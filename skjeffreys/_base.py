@@ -1,10 +1,11 @@
-"""Where training starts: the base density of each member, a Gaussian mixture or standard normal."""
+"""Where training starts: the base density of each member, a mixture with heavy tails."""
 
-__all__ = ["GaussianMixtures", "fit_bases"]
+__all__ = ["GaussianMixtures", "Mixture", "fit_bases", "standard_normal"]
 
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,46 @@ N_COMPONENTS = (1, 2, 3)
 SMALLEST_VARIANCE = 1e-4
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
+#: Standard deviations of the wide components of every base.
+TAIL_SCALES = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
+#: Weight of the first; that of the others falls with the cube of their scale.
+TAIL_WEIGHT = 1e-3
+
+
+class Mixture(NamedTuple):
+    """A Gaussian mixture with ``k`` components.
+
+    With the factor ``A`` of a precision ``A A^T``, rows ``(x - mean) A`` are standard normal.
+    """
+
+    #: Of shape (k,).
+    weights: np.ndarray
+    #: Of shape (k, d).
+    means: np.ndarray
+    #: Of shape (k, d, d).
+    factors: np.ndarray
+
+
+def standard_normal(n_features: int) -> Mixture:
+    """Return the standard normal density as a mixture of one component."""
+    return Mixture(np.ones(1), np.zeros((1, n_features)), np.eye(n_features)[None])
+
+
+def _with_tails(mixture: Mixture) -> Mixture:
+    """Add wide components of little weight around zero.
+
+    Beyond the splines a flow has the tails of its base. A row far from all others, of which new
+    tables have some, would otherwise cost the square of its distance in log-likelihood; this
+    way it costs a few times the logarithm. The weights fall fast enough for the variance of
+    samples to stay what it is, within 2%.
+    """
+    n_features = mixture.means.shape[1]
+    weights = TAIL_WEIGHT * (TAIL_SCALES[0] / TAIL_SCALES) ** 3
+    return Mixture(
+        np.r_[(1 - weights.sum()) * mixture.weights, weights],
+        np.r_[mixture.means, np.zeros((len(weights), n_features))],
+        np.r_[mixture.factors, np.eye(n_features) / TAIL_SCALES[:, None, None]],
+    )
 
 
 class GaussianMixtures(nn.Module):
@@ -28,44 +69,37 @@ class GaussianMixtures(nn.Module):
 
     Parameters
     ----------
-    mixtures : sequence of GaussianMixture
-        Fitted mixtures with full covariances, or None for a standard normal density.
-    n_features : int
+    mixtures : sequence of Mixture
     """
 
-    def __init__(self, mixtures: Sequence[GaussianMixture | None], n_features: int) -> None:
+    def __init__(self, mixtures: Sequence[Mixture]) -> None:
         super().__init__()
-        self.n_members, self.n_features = len(mixtures), n_features
-        self.n_components = max(1 if m is None else m.n_components for m in mixtures)
+        self.n_members, self.n_features = len(mixtures), mixtures[0].means.shape[1]
+        self.n_components = max(len(mixture.weights) for mixture in mixtures)
         shape = (self.n_members, self.n_components)
-        weights = np.zeros(shape)
-        means = np.zeros((*shape, n_features))
-        # With factor A of the precision, A A^T, a row x of a component is (x - mean) A in
-        # standard normal coordinates.
-        factors = np.broadcast_to(np.eye(n_features), (*shape, n_features, n_features)).copy()
+        weights = np.zeros(shape)  # of components that a smaller mixture does not have
+        means = np.zeros((*shape, self.n_features))
+        factors = np.broadcast_to(np.eye(self.n_features), (*shape, *[self.n_features] * 2)).copy()
         for k, mixture in enumerate(mixtures):
-            if mixture is None:
-                weights[k, 0] = 1.0
-            else:
-                used = slice(mixture.n_components)
-                weights[k, used] = mixture.weights_
-                means[k, used] = mixture.means_
-                factors[k, used] = mixture.precisions_cholesky_
+            used = slice(len(mixture.weights))
+            weights[k, used], means[k, used], factors[k, used] = mixture
         log_determinants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
         with np.errstate(divide="ignore"):
             log_scales = np.log(weights) + log_determinants
-        log_scales -= 0.5 * n_features * math.log(2 * math.pi)
+        log_scales -= 0.5 * self.n_features * math.log(2 * math.pi)
+        side_by_side = factors.transpose(0, 2, 1, 3)
         buffers = {
             "weights": weights,
             "means": means,
             "inverse_factors": np.linalg.inv(factors),
             # Side by side, so that one product serves all components of a member.
-            "factors": factors.transpose(0, 2, 1, 3).reshape(self.n_members, n_features, -1),
+            "factors": side_by_side.reshape(self.n_members, self.n_features, -1),
             "offsets": -np.einsum("kci,kcij->kcj", means, factors).reshape(self.n_members, 1, -1),
             "log_scales": log_scales[:, None],
         }
         for name, value in buffers.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32, device="cpu"))
+            value = torch.as_tensor(value, dtype=torch.float32, device="cpu")
+            self.register_buffer(name, value)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each mixture at its rows, (n_members, n, d) to (n_members, n)."""
@@ -85,16 +119,17 @@ class GaussianMixtures(nn.Module):
         return rows.squeeze(-2) + self.means[member, component]
 
 
-def fit_bases(folds: Folds, seed: int) -> list[GaussianMixture | None]:
+def fit_bases(folds: Folds, seed: int) -> GaussianMixtures:
     """Choose a base for each member: for every second one a mixture, else a standard normal.
 
     The mixture is fitted to the rows of its member. Its number of components, or whether it
     is a standard normal density after all, is what does best on the rows left out. Mixtures
     follow correlated and clustered rows, and stand in the way where shapes are curved; an
-    ensemble of both is ahead of either.
+    ensemble of both is ahead of either. All get heavy tails.
     """
-    standard_normal = [None] * folds.n_members
-    best_score, best = _held_out_score(standard_normal, folds), standard_normal
+    normal = standard_normal(folds.rows.values.shape[1])
+    best = [normal] * folds.n_members
+    best_score = _held_out_score(best, folds)
     for n_components in N_COMPONENTS:
         if n_components > folds.training.shape[1]:
             break
@@ -102,15 +137,17 @@ def fit_bases(folds: Folds, seed: int) -> list[GaussianMixture | None]:
         score = _held_out_score(mixtures, folds)
         if score > best_score:
             best_score, best = score, mixtures
-    return [mixture if k % 2 else None for k, mixture in enumerate(best)]
+    bases = [mixture if k % 2 else normal for k, mixture in enumerate(best)]
+    return GaussianMixtures([_with_tails(base) for base in bases])
 
 
-def _fit_mixture(rows: np.ndarray, n_components: int, seed: int) -> GaussianMixture:
+def _fit_mixture(rows: np.ndarray, n_components: int, seed: int) -> Mixture:
     mixture = GaussianMixture(n_components, reg_covar=SMALLEST_VARIANCE, random_state=seed)
     # In one thread the mixture is the same whatever the number of threads.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(rows)
+        mixture.fit(rows)
+    return Mixture(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
 
 
 def _resampled(folds: Folds) -> Iterator[np.ndarray]:
@@ -126,9 +163,9 @@ def _resampled(folds: Folds) -> Iterator[np.ndarray]:
         yield folds.rows.values[index].numpy().astype(np.float64)
 
 
-def _held_out_score(mixtures: list[GaussianMixture | None], folds: Folds) -> float:
+def _held_out_score(mixtures: list[Mixture], folds: Folds) -> float:
     """Weighted mean log-density of the rows that each mixture has not seen."""
-    rows = folds.rows.values[folds.held_out]
     weights = folds.rows.weights[folds.held_out]
-    log_density = GaussianMixtures(mixtures, rows.shape[-1]).log_prob(rows)
+    bases = GaussianMixtures([_with_tails(mixture) for mixture in mixtures])
+    log_density = bases.log_prob(folds.rows.values[folds.held_out])
     return float((weights * log_density).sum() / weights.sum())

@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
 )
 from torch import nn
 
-from ._base import GaussianMixtures, fit_bases
+from ._base import GaussianMixtures, fit_bases, standard_normal
 from ._energy import Proxy, Tilt, mixture_log_density
 from ._flow import CouplingFlows
 from ._normalizer import measure_normalizer
@@ -484,7 +484,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
         d = self.n_features_in_
-        base = GaussianMixtures(fit_bases(folds, seed), d)
+        base = fit_bases(folds, seed)
         with seeded_initialization(seed):
             flow = CouplingFlows(
                 base,
@@ -495,7 +495,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             models = nn.ModuleDict({"flow": flow})
             if self.objective != "likelihood":
                 tilt = Tilt(d, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
-                reference = None if self.proxy == "flow" else GaussianMixtures([None], d)
+                reference = None if self.proxy == "flow" else GaussianMixtures([standard_normal(d)])
                 models["proxy"] = Proxy(tilt, reference)
         return models
 
