@@ -15,8 +15,10 @@ from ._rows import Folds
 
 #: Optimiser steps between two evaluations; each evaluation is a row of the history.
 EVALUATION_INTERVAL = 25
-#: Steps over which the learning rate rises from zero, before it falls along a cosine.
+#: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
+#: Steps at the end over which it falls to zero again.
+COOL_DOWN = 150
 #: Samples of the ensemble in a step, per data row of a member. Each serves all members.
 SAMPLES_PER_ROW = 1 / 3
 #: Decay, per step, of the slow copy of the flow: an exponential average of its weights.
@@ -162,11 +164,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.multipliers).update(state["multipliers"])
 
-    def set_progress(self, iteration: int, max_iter: int) -> None:
-        """Set the learning rate of a step: up in 30 steps, then down to zero along a cosine."""
-        factor = 0.5 * (1 + math.cos(math.pi * (iteration - 1) / max_iter))
+    def schedule(self, iteration: int, last_iteration: int) -> None:
+        """Set the learning rate: up in 30 steps, constant, and down in the last 150."""
+        warm_up = iteration / WARM_UP
+        cool_down = (last_iteration + 1 - iteration) / COOL_DOWN
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(iteration / WARM_UP, 1.0) * factor
+            group["lr"] = self.learning_rate * min(warm_up, 1.0, cool_down)
 
 
 def _clip_each_row(gradient: Tensor) -> None:
@@ -262,7 +265,7 @@ def train(
     generator: torch.Generator,
     verbose: bool,
 ) -> pd.DataFrame:
-    """Train for ``max_iter`` steps or until ``early_stopping`` says so.
+    """Train for ``max_iter`` steps, or for a cool-down after ``early_stopping`` says so.
 
     The slow flow ends with its last weights or, with early stopping, with those of each member
     that have the best held-out log-likelihood.
@@ -284,10 +287,11 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
+    last_iteration = max_iter
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        trainer.set_progress(iteration, max_iter)
+        trainer.schedule(iteration, last_iteration)
         recent.append(trainer.step(folds.draw(batch_size, generator), generator))
-        if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
+        if iteration % EVALUATION_INTERVAL != 0 and iteration != last_iteration:
             continue
         if recovery.check(trainer):
             scores = trainer.held_out_log_likelihoods(folds)
@@ -296,8 +300,10 @@ def train(
             if early_stopping is not None:
                 early_stopping.update(scores, trainer.slow_flow.weights)
         recent = []
-        if early_stopping is not None and early_stopping.should_stop:
+        if iteration == last_iteration:
             break
+        if early_stopping is not None and early_stopping.should_stop:
+            last_iteration = min(last_iteration, iteration + COOL_DOWN)
     if not history:
         raise _left_finite_numbers(recovery.recoveries)
     if early_stopping is not None:

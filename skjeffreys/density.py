@@ -53,8 +53,6 @@ ARCHITECTURE = (
 )  # fmt: skip
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
-#: Optimiser steps where ``max_iter`` is "auto": for 1,000 rows, how they grow, and the most.
-STEPS_AT_1000_ROWS, STEPS_EXPONENT, MAXIMUM_STEPS = 1000, 0.4, 4000
 
 
 def _has_proxy(estimator):
@@ -108,30 +106,29 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
     learning_rate_init : float, default=0.01
-        Largest step of the Adam optimiser, reached after 30 steps. Lower it if training warns
-        of instability.
+        Step of the Adam optimiser, reached after 30 steps and kept until the last 150, over
+        which it falls to zero.
 
     batch_size : int or "auto", default="auto"
         Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
         5,000.
 
-    max_iter : int or "auto", default="auto"
-        Optimiser steps (not epochs) at most, over which the learning rate falls to zero.
-        ``"auto"`` is ``1000 * (n_samples / 1000) ** 0.4``, and 4,000 at most: 525 for 200 rows,
-        1,320 for 2,000.
+    max_iter : int, default=4000
+        Optimiser steps (not epochs) at most.
 
     early_stopping : bool, default=True
         Whether to stop when the log-likelihood of the rows that the members leave out no
-        longer improves, and to keep the best iterate of each member. Otherwise training goes
-        on for ``max_iter`` steps and the last iterate is kept.
+        longer improves, after 150 more steps in which the learning rate falls to zero, and to
+        keep the best iterate of each member. Otherwise training goes on for ``max_iter`` steps
+        and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
         most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
 
-    n_iter_no_change : int, default=10
+    n_iter_no_change : int, default=5
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
-        which early stopping stops.
+        which early stopping sets in.
 
     tol : float, default=1e-3
         Smallest improvement of the validation log-likelihood that counts, in nats.
@@ -223,7 +220,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         "n_bins": [Interval(Integral, 2, None, closed="left")],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
-        "max_iter": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -246,10 +243,10 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         n_bins=8,
         learning_rate_init=0.01,
         batch_size="auto",
-        max_iter="auto",
+        max_iter=4000,
         early_stopping=True,
         validation_fraction=0.2,
-        n_iter_no_change=10,
+        n_iter_no_change=5,
         tol=1e-3,
         warm_start=False,
         device="auto",
@@ -537,23 +534,16 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             multipliers = FixedMultipliers(weights, device)
         trainer = Trainer(models.to(device), multipliers, self.learning_rate_init)
         n_rows = len(folds.rows.values)
-        max_iter = self._resolve_max_iter(n_rows)
         history = train(
             trainer,
             folds.to(device),
             early_stopping,
-            max_iter=max_iter,
+            max_iter=self.max_iter,
             batch_size=self._resolve_batch_size(n_rows),
             generator=torch.Generator(device).manual_seed(seed),
             verbose=bool(self.verbose),
         )
         return trainer, history
-
-    def _resolve_max_iter(self, n_rows):
-        if self.max_iter != "auto":
-            return self.max_iter
-        steps = STEPS_AT_1000_ROWS * (n_rows / 1000) ** STEPS_EXPONENT
-        return min(round(steps), MAXIMUM_STEPS)
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from skjeffreys._base import GaussianMixtures
+from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._flow import CouplingFlows
 
 FEATURES = [1, 2, 3, 7]
@@ -9,7 +9,7 @@ N_MEMBERS = 3
 
 
 def new_flow(n_features, n_transforms=3):
-    base = GaussianMixtures([None] * N_MEMBERS, n_features)
+    base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS)
     return CouplingFlows(base, hidden_layer_sizes=(16,), n_transforms=n_transforms, n_bins=5)
 
 

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.mixture import GaussianMixture
 
-from skjeffreys._base import GaussianMixtures
+from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._energy import Proxy, Tilt
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 
@@ -42,8 +41,8 @@ def test_weights_out_of_range_are_not_known(log_weight, value):
     assert not estimate.is_known
 
 
-def standard_normal(n_members=1):
-    return GaussianMixtures([None] * n_members, 1).double()
+def normal_members(n_members=1):
+    return GaussianMixtures([standard_normal(1)] * n_members).double()
 
 
 class Shifted(torch.nn.Module):
@@ -51,7 +50,7 @@ class Shifted(torch.nn.Module):
 
     def __init__(self, shift, mass):
         super().__init__()
-        self.reference = standard_normal()
+        self.reference = normal_members()
         self.shift, self.mass = shift, mass
 
     def log_density(self, x, log_p):
@@ -59,7 +58,7 @@ class Shifted(torch.nn.Module):
 
 
 def test_error_bar_covers_the_known_mass():
-    flow = standard_normal(2)
+    flow = normal_members(2)
     z_scores = []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
@@ -70,8 +69,8 @@ def test_error_bar_covers_the_known_mass():
 
 
 def test_mass_that_the_flow_misses_is_found_in_the_reference():
-    narrow = GaussianMixture(random_state=0).fit(np.random.RandomState(0).normal(0, 0.3, (50, 1)))
-    flow = GaussianMixtures([narrow], 1).double()
+    narrow = standard_normal(1)._replace(factors=np.full((1, 1, 1), 1 / 0.3))
+    flow = GaussianMixtures([narrow]).double()
     measured = measure_normalizer(Shifted(0.0, 1.0), flow, 5000, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(1, abs=0.05)
 
@@ -81,7 +80,7 @@ def test_normalizer_of_a_tilted_ensemble():
     proxy = Proxy(Tilt(1, (8,), 1.8)).double()
     for parameter in proxy.tilt.parameters():
         torch.nn.init.normal_(parameter)
-    flow = standard_normal(3)
+    flow = normal_members(3)
     grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
     exact = proxy.log_density(grid, flow.log_prob(grid)).exp().sum().item() * 16 / 20_000
     measured = measure_normalizer(proxy, flow, 20_000, torch.Generator().manual_seed(0))
@@ -89,11 +88,11 @@ def test_normalizer_of_a_tilted_ensemble():
     assert measured.ess >= 1 / math.cosh(1.8) ** 2
 
 
-@pytest.mark.parametrize("reference", [None, standard_normal()])
+@pytest.mark.parametrize("reference", [None, normal_members()])
 def test_constant_of_the_energy_scales_the_normalizer(reference):
     proxy = Proxy(Tilt(1, (8,), 1.8), reference).double()
     proxy.add_constant(math.log(0.4))
-    flow = standard_normal(3)
+    flow = normal_members(3)
     measured = measure_normalizer(proxy, flow, 100, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(0.4)
     assert measured.ess == pytest.approx(1)

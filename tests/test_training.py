@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from skjeffreys._base import GaussianMixtures
+from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._energy import Proxy, Tilt, mixture_log_density
 from skjeffreys._flow import CouplingFlows
 from skjeffreys._problem import (
@@ -18,10 +18,12 @@ from skjeffreys._problem import (
 )
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
+    COOL_DOWN,
     ENTROPY_ALLOWANCE,
     MAXIMUM_RECOVERIES,
     SAMPLES_PER_ROW,
     SLOW_DECAY,
+    WARM_UP,
     EarlyStopping,
     Recovery,
     Trainer,
@@ -37,7 +39,7 @@ ENTROPY = 2.5
 def random_models(with_proxy=True, seed=0):
     """Models in double precision, away from their symmetrical start."""
     torch.manual_seed(seed)
-    base = GaussianMixtures([None] * N_MEMBERS, 2)
+    base = GaussianMixtures([standard_normal(2)] * N_MEMBERS)
     flow = CouplingFlows(base, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
     models = nn.ModuleDict({"flow": flow})
     if with_proxy:
@@ -53,7 +55,7 @@ def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
         setattr(multipliers, name, value.double())
     trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)
     trainer.entropy = ENTROPY
-    trainer.set_progress(50, 10_000)
+    trainer.schedule(WARM_UP, 10_000)
     return trainer
 
 
@@ -159,7 +161,7 @@ def test_the_likelihood_of_the_flow_alone_is_the_first_term():
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
-@pytest.mark.parametrize("reference", [None, GaussianMixtures([None], 2)])
+@pytest.mark.parametrize("reference", [None, GaussianMixtures([standard_normal(2)])])
 def test_what_the_proxy_says_of_samples_and_rows(reference):
     """Whatever the reference: its mean density is ``log_density``, up to the tilt."""
     torch.manual_seed(0)
@@ -198,13 +200,21 @@ def test_gradients_are_clipped_for_each_member():
 def test_learning_rate_rises_and_falls():
     trainer, rates = make_trainer(learning_rate=0.5), []
     for iteration in range(1, 1001):
-        trainer.set_progress(iteration, 1000)
+        trainer.schedule(iteration, 1000)
         rates += {group["lr"] for group in trainer.optimizer.param_groups}
     assert len(rates) == 1000
-    assert np.argmax(rates) == 29
-    assert max(rates) == pytest.approx(0.5, rel=0.01)
-    assert rates[-1] < 1e-5
-    assert (np.diff(rates[30:]) < 0).all()
+    assert (np.diff(rates[:WARM_UP]) > 0).all()
+    assert (np.array(rates[WARM_UP : 1000 - COOL_DOWN]) == 0.5).all()
+    assert (np.diff(rates[1000 - COOL_DOWN :]) < 0).all()
+    assert rates[-1] == pytest.approx(0.5 / COOL_DOWN)
+
+
+def test_training_cools_down_after_early_stopping():
+    trainer = make_trainer()
+    history = run(trainer, EarlyStopping(2, 1e6), max_iter=1000)
+    # Nothing improves by a million nats after the first evaluation.
+    assert history["iteration"].iloc[-1] == 75 + COOL_DOWN
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / COOL_DOWN)
 
 
 def test_history_has_a_row_per_evaluation():
