@@ -90,7 +90,7 @@ def test_samples_follow_the_density_in_two_dimensions(moons, moons_density):
     ],
 )
 def test_units_do_not_matter(moons, objective, scale, shift):
-    density = JeffreysDensity(objective=objective, max_iter=1000, random_state=0)
+    density = JeffreysDensity(objective=objective, max_iter=500, random_state=0)
     plain, scaled = clone(density).fit(moons), clone(density).fit(moons * scale + shift)
     moved = plain.score_samples(moons) - scaled.score_samples(moons * scale + shift)
     np.testing.assert_allclose(moved, np.log(scale).sum(), atol=1e-3)
@@ -162,7 +162,7 @@ def test_beats_a_single_gaussian_on_real_data(load):
 @pytest.mark.parametrize("seed", range(5))
 def test_jeffreys_overfits_less_than_likelihood_on_the_ring(seed):
     train, test = ring_of_gaussians(200, seed), ring_of_gaussians(4000, 100 + seed)
-    options = {"early_stopping": False, "random_state": seed}
+    options = {"early_stopping": False, "max_iter": 1000, "random_state": seed}
     jeffreys = JeffreysDensity(**options).fit(train)
     likelihood = JeffreysDensity(objective="likelihood", **options).fit(train)
     assert jeffreys.score(test) > likelihood.score(test)
@@ -175,6 +175,23 @@ def test_likelihood_has_no_proxy(moons):
     assert not hasattr(density, "normalizer_")
     assert density.history_["reverse"].isna().all()
 
+
+def test_the_density_of_an_ensemble_is_the_mean_of_its_members(moons):
+    density = JeffreysDensity(n_estimators=3, max_iter=25, random_state=0).fit(moons)
+    samples = density.sample(3000, random_state=0)
+    single = JeffreysDensity(n_estimators=1, max_iter=25, random_state=0).fit(moons)
+    for fitted in (density, single):
+        assert integral(fitted.score_samples, *box(moons), 400) == pytest.approx(1, abs=0.005)
+    assert samples.shape == (3000, 2)
+
+
+def test_a_row_far_away_costs_little():
+    X = np.random.RandomState(0).standard_normal((200, 2))
+    density = JeffreysDensity(max_iter=200, random_state=0).fit(X)
+    near, far, farther = density.score_samples([[0.0, 0.0], [300.0, 0.0], [3000.0, 0.0]])
+    # A normal density would lose 45,000 and 4,500,000 nats.
+    assert near - 60 < far < near - 10
+    assert farther < far
 
 def test_history_and_iterations(moons, moons_density):
     history = moons_density.history_
