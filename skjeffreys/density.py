@@ -70,6 +70,10 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
     :math:`\mathrm{KL}(\pi \| q_\psi)` are constraints whose multipliers adapt during training,
     and so is the normaliser :math:`Z_\psi = 1` of the proxy [1]_.
 
+    The density is the mean of several flows, the members of an ensemble. Each leaves out other
+    rows, and its proxy is the mean of the other members, tilted by the energy-based model: what
+    it gets wrong on rows that it has not seen, those who have seen them tell it.
+
     Columns are standardised inside and densities are those of the original units: do not
     put a scaler in front, whose Jacobian a pipeline would lose.
 
