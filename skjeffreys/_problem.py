@@ -33,12 +33,13 @@ from torch import Tensor
 
 from ._energy import mixture_log_density
 
-#: Slopes of ``h`` at zero: what a multiplier falls to once its divergence is zero or below. Where
-#: the data terms say that the flow overfits, the reverse divergence is then in charge.
-MINIMUM_MULTIPLIERS = (0.1, 0.1, 0.1)
-#: Largest slopes of ``h``. A reverse divergence that stays large says that the proxy is far from
-#: the flow, not that it is the better of the two: it must not take over.
-MAXIMUM_MULTIPLIERS = (10.0, 0.1, 10.0)
+#: Smallest and largest multiplier of the forward divergence and of the fidelity: the slopes of
+#: ``h`` at zero and far out.
+DATA_MULTIPLIERS = (0.1, 10.0)
+#: Rows that the reverse divergence counts for at most, beside those of the data. What the other
+#: members know matters where rows are few; a reverse divergence that stays large says that the
+#: proxy is far from the flow, not that it is the better of the two, and must not take over.
+REVERSE_ROWS = 200
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
 MAXIMUM_DIFFERENCE = 1.0
@@ -171,11 +172,21 @@ class AdaptiveMultipliers(FixedMultipliers):
     A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`, or at its
     largest value. Divergences are in nats and do not depend on the units of the data; neither
     do the multipliers.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows that a member trains on.
+    device : torch.device
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.minimum = torch.tensor(MINIMUM_MULTIPLIERS, dtype=torch.float32, device=device)
-        self.maximum = torch.tensor(MAXIMUM_MULTIPLIERS, dtype=torch.float32, device=device)
+    def __init__(self, n_rows: int, device: torch.device) -> None:
+        smallest, largest = DATA_MULTIPLIERS
+        largest_reverse = smallest * min(1.0, REVERSE_ROWS / n_rows)
+        minimum = [smallest, 0.1 * largest_reverse, smallest]
+        maximum = [largest, largest_reverse, largest]
+        self.minimum = torch.tensor(minimum, dtype=torch.float32, device=device)
+        self.maximum = torch.tensor(maximum, dtype=torch.float32, device=device)
         super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property

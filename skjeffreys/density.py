@@ -532,7 +532,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             early_stopping = EarlyStopping(self.n_iter_no_change, self.tol)
         device = resolve_device(self.device)
         if self.objective == "jeffreys":
-            multipliers = AdaptiveMultipliers(device)
+            multipliers = AdaptiveMultipliers(folds.training.shape[1], device)
         else:
             weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
             multipliers = FixedMultipliers(weights, device)

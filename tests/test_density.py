@@ -193,6 +193,7 @@ def test_a_row_far_away_costs_little():
     assert near - 60 < far < near - 10
     assert farther < far
 
+
 def test_history_and_iterations(moons, moons_density):
     history = moons_density.history_
     assert list(history) == [

@@ -5,9 +5,8 @@ import torch
 from skjeffreys import JeffreysDensity
 from skjeffreys._energy import mixture_log_density
 from skjeffreys._problem import (
+    DATA_MULTIPLIERS,
     DUAL_STEP,
-    MAXIMUM_MULTIPLIERS,
-    MINIMUM_MULTIPLIERS,
     AdaptiveMultipliers,
     FixedMultipliers,
     LogDensities,
@@ -128,10 +127,10 @@ def test_samples_shared_by_members_measure_the_divergence_of_each():
 
 
 def test_dual_step_ascends():
-    multipliers = AdaptiveMultipliers(CPU)
+    multipliers = AdaptiveMultipliers(100, CPU)
     before, mu = multipliers.lambdas.clone(), multipliers.mu.clone()
     multipliers.ascend(terms(5.0, -5.0, 0.5, 1.5))
-    minimum, maximum = torch.tensor(MINIMUM_MULTIPLIERS), torch.tensor(MAXIMUM_MULTIPLIERS)
+    minimum, maximum = multipliers.minimum, multipliers.maximum
     expected = before + DUAL_STEP * (torch.tensor([5.0, -5.0, 0.5]) - (before - minimum))
     expected = expected.clamp(minimum, maximum)
     torch.testing.assert_close(multipliers.lambdas, expected)
@@ -139,15 +138,15 @@ def test_dual_step_ascends():
 
 
 def test_multipliers_settle_at_the_divergences():
-    multipliers = AdaptiveMultipliers(CPU)
+    multipliers = AdaptiveMultipliers(100, CPU)
     for _ in range(1000):
         multipliers.ascend(terms(0.3, 0.0, -1.0, 1.0))
-    expected = torch.tensor([0.3, 0.0, 0.0]) + torch.tensor(MINIMUM_MULTIPLIERS)
+    expected = torch.tensor([0.3, 0.0, 0.0]) + multipliers.minimum
     torch.testing.assert_close(multipliers.lambdas, expected)
 
 
 def test_damping_vanishes_at_the_solution_and_opposes_the_violation():
-    multipliers = AdaptiveMultipliers(CPU)
+    multipliers = AdaptiveMultipliers(100, CPU)
     assert multipliers.damped_mu(torch.tensor(1.0)) == multipliers.mu
     assert multipliers.damped_mu(torch.tensor(1.5)) > multipliers.mu
     assert multipliers.damped_mu(torch.tensor(0.5)) < multipliers.mu
@@ -161,10 +160,20 @@ def test_normalizer_weights_are_truncated_at_the_root_of_their_number():
 
 
 def test_multipliers_stay_within_their_bounds():
-    multipliers = AdaptiveMultipliers(CPU)
+    multipliers = AdaptiveMultipliers(100, CPU)
     for _ in range(5000):
         multipliers.ascend(terms(1e3, 1e3, 1e3, 1.0))
-    assert multipliers.lambdas.tolist() == pytest.approx(list(MAXIMUM_MULTIPLIERS))
+    smallest, largest = DATA_MULTIPLIERS
+    assert multipliers.lambdas.tolist() == pytest.approx([largest, smallest, largest])
+
+
+@pytest.mark.parametrize("n_rows, share", [(50, 1.0), (200, 1.0), (2000, 0.1), (20_000, 0.01)])
+def test_the_reverse_divergence_counts_for_a_number_of_rows(n_rows, share):
+    multipliers = AdaptiveMultipliers(n_rows, CPU)
+    for _ in range(1000):
+        multipliers.ascend(terms(0.0, 100.0, 0.0, 1.0))
+    forward, reverse, _ = multipliers.lambdas
+    assert reverse / forward == pytest.approx(share)
 
 
 def test_fixed_multipliers_stay():

@@ -10,9 +10,9 @@ from skjeffreys._energy import Proxy, Tilt, mixture_log_density
 from skjeffreys._flow import CouplingFlows
 from skjeffreys._problem import (
     DAMPING,
+    DATA_MULTIPLIERS,
     DUAL_STEP,
-    MAXIMUM_MULTIPLIERS,
-    MINIMUM_MULTIPLIERS,
+    REVERSE_ROWS,
     AdaptiveMultipliers,
     FixedMultipliers,
 )
@@ -50,7 +50,7 @@ def random_models(with_proxy=True, seed=0):
 
 
 def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
-    multipliers = AdaptiveMultipliers(CPU) if multipliers is None else multipliers
+    multipliers = AdaptiveMultipliers(300, CPU) if multipliers is None else multipliers
     for name, value in vars(multipliers).items():
         setattr(multipliers, name, value.double())
     trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)
@@ -135,10 +135,12 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         for p, gradient in zip(psi, gradients_psi, strict=True):
             p -= step * gradient / total
         slow_flow.weights.copy_(SLOW_DECAY * slow_flow.weights + (1 - SLOW_DECAY) * theta)
-    minimum = torch.tensor(MINIMUM_MULTIPLIERS).double()
-    lambdas = by_hand.multipliers.lambdas
+    lambdas, (smallest, largest) = by_hand.multipliers.lambdas, DATA_MULTIPLIERS
+    largest_reverse = smallest * REVERSE_ROWS / 300
+    minimum = torch.tensor([smallest, 0.1 * largest_reverse, smallest], dtype=torch.float64)
+    maximum = torch.tensor([largest, largest_reverse, largest], dtype=torch.float64)
     lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - minimum))
-    lambdas = lambdas.clamp(minimum, torch.tensor(MAXIMUM_MULTIPLIERS).double())
+    lambdas = lambdas.clamp(minimum, maximum)
 
     trainer.step(x, seeded())
     for stepped, written in (
