@@ -501,7 +501,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         return models
 
     def _architecture(self):
-        return {name: copy.copy(getattr(self, name)) for name in ARCHITECTURE}
+        sizes = {"hidden_layer_sizes": tuple(self.hidden_layer_sizes)}
+        return {name: getattr(self, name) for name in ARCHITECTURE} | sizes
 
     def _fitted_models(self):
         """Return copies of the fitted models, for a warm start."""
