@@ -1,6 +1,6 @@
 """The proxy: an energy-based model that stands in for the unknown data density."""
 
-__all__ = ["Proxy", "Tilt", "mixture_log_density"]
+__all__ = ["EnsembleReference", "FixedReference", "Proxy", "Tilt", "mixture_log_density"]
 
 import math
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zuko.nn import MLP
 
 from ._base import GaussianMixtures
+from ._flow import CouplingFlows
 
 
 def mixture_log_density(log_p: Tensor) -> Tensor:
@@ -55,17 +56,88 @@ class Tilt(nn.Module):
         return self.constant + self.bound * torch.tanh(self.network(x).squeeze(-1) / self.bound)
 
 
+class EnsembleReference(nn.Module):
+    """The mean density of the members of the ensemble, and for a member that of all others.
+
+    All methods take rows and the log-densities ``log_p`` of the members at them. No gradient
+    reaches the members.
+    """
+
+    def log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate at ``x`` of shape (n, d), with result of shape (n,)."""
+        return mixture_log_density(log_p.detach())
+
+    def log_density_without_each(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate as each member sees it, without itself, (n_members, n)."""
+        return mixture_of_others(log_p.detach())
+
+    def bound_log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
+        r"""Bound the mean at rows of each member from below, (n_members, n, d) to (n_members, n).
+
+        By Jensen's inequality :math:`\mathrm{E} \log r(x) \ge \tfrac1M \sum_k \mathrm{E} \log
+        p_k(x)`, and the members have their own rows at hand.
+        """
+        return log_p.detach()
+
+    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | GaussianMixtures]:
+        """Return whose samples cover the reference: the members."""
+        return [flow]
+
+    def log_ratio(self, y: Tensor, flow: CouplingFlows) -> Tensor:
+        """Log-ratio of the reference to the proposals at ``y`` of shape (n, d): zero."""
+        return y.new_zeros(len(y))
+
+
+class FixedReference(nn.Module):
+    """A density of its own, the same for all members; with the methods of EnsembleReference.
+
+    Parameters
+    ----------
+    density : GaussianMixtures
+        With one member.
+    """
+
+    def __init__(self, density: GaussianMixtures) -> None:
+        super().__init__()
+        self.density = density
+
+    def log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate at ``x`` of shape (n, d), with result of shape (n,)."""
+        return self.density.log_prob(x)[0]
+
+    def log_density_without_each(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate for each member, (n_members, n)."""
+        return self.log_density(x, log_p).expand_as(log_p)
+
+    def bound_log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate at rows of each member, (n_members, n, d) to (n_members, n)."""
+        return self.log_density(x.flatten(0, 1), log_p).view_as(log_p)
+
+    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | GaussianMixtures]:
+        """Return whose samples cover the proxy: the members and the reference.
+
+        A proposal that misses a region where the proxy has mass makes an estimate confidently
+        wrong; their equal mixture is as wide as the wider of them (defensive importance
+        sampling: Hesterberg, Technometrics 37, 1995).
+        """
+        return [flow, self.density]
+
+    def log_ratio(self, y: Tensor, flow: CouplingFlows) -> Tensor:
+        """Log-ratio of the reference to the mixture of the proposals at ``y``, (n, d) to (n,)."""
+        log_densities = [mixture_log_density(p.log_prob(y)) for p in self.proposals(flow)]
+        return log_densities[1] - mixture_log_density(torch.stack(log_densities))
+
+
 class Proxy(nn.Module):
     r"""An un-normalised density that tilts a reference density.
 
     .. math:: \log \tilde q_\psi(x) = \log r(x) + b + c \tanh(f_\psi(x) / c), \qquad
         E_\psi = -\log \tilde q_\psi .
 
-    With a standard normal reference this is the independent energy of the paper. Without one
-    of its own, the reference is the mean density of the members of the ensemble, and for a
-    member that of all others: they have seen the rows that it leaves out. The tilt then only
-    has to learn what the members miss, and the proxy starts as good as they are. No gradient
-    reaches the reference.
+    With a fixed reference this is the independent energy of the paper. Where the ensemble is
+    the reference, what a member sees is the mean of all others, who have seen the rows that it
+    leaves out; the tilt then only has to learn what the members miss, and the proxy starts as
+    good as they are.
 
     The weights :math:`\tilde q / r` lie within a factor :math:`e^{\pm c}` of :math:`e^b`, so the
     effective sample size of the normaliser on samples of the reference is at least
@@ -73,47 +145,33 @@ class Proxy(nn.Module):
 
     Parameters
     ----------
+    reference : EnsembleReference or FixedReference
     tilt : Tilt
-    reference : GaussianMixtures with one member, or None
-        None for the members of the ensemble.
     """
 
-    def __init__(self, tilt: Tilt, reference: GaussianMixtures | None = None) -> None:
+    def __init__(self, reference: EnsembleReference | FixedReference, tilt: Tilt) -> None:
         super().__init__()
-        self.tilt = tilt
         self.reference = reference
+        self.tilt = tilt
 
     def log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
         """Evaluate ``log q~`` at ``x`` of shape (n, d), with result of shape (n,).
 
         ``log_p`` of shape (n_members, n) are the log-densities of the members at ``x``.
         """
-        log_p = log_p.detach()
-        reference = mixture_log_density(log_p) if self.reference is None else self._independent(x)
-        return reference + self.tilt(x)
+        return self.reference.log_density(x, log_p) + self.tilt(x)
 
     def log_density_without_each(self, x: Tensor, log_p: Tensor) -> Tensor:
-        """Evaluate ``log q~`` as each member sees it, (n_members, n): without the member."""
-        log_p = log_p.detach()
-        reference = mixture_of_others(log_p) if self.reference is None else self._independent(x)
-        return (reference + self.tilt(x)).expand_as(log_p)
+        """Evaluate ``log q~`` as each member sees it, (n_members, n)."""
+        return self.reference.log_density_without_each(x, log_p) + self.tilt(x)
 
     def bound_log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
-        r"""Evaluate a lower bound in the mean of ``log q~`` at rows of each member.
+        """Bound the mean of ``log q~`` at rows of each member, (n_members, n, d), from below."""
+        return self.reference.bound_log_density(x, log_p) + self.tilt(x)
 
-        By Jensen's inequality :math:`\mathrm{E} \log r(x) \ge \tfrac1M \sum_k \mathrm{E} \log
-        p_k(x)`, and the members have their own rows at hand. ``x`` has the shape (n_members, n,
-        d), ``log_p`` and the result have (n_members, n).
-        """
-        reference = (
-            log_p.detach()
-            if self.reference is None
-            else self.reference.log_prob(x.flatten(0, 1)[None]).view_as(log_p)
-        )
-        return reference + self.tilt(x)
-
-    def _independent(self, x: Tensor) -> Tensor:
-        return self.reference.log_prob(x[None])[0]
+    def log_weights(self, y: Tensor, flow: CouplingFlows) -> Tensor:
+        """Log-ratio of ``q~`` to the proposals of its reference at ``y``, (n, d) to (n,)."""
+        return self.reference.log_ratio(y, flow) + self.tilt(y)
 
     @torch.no_grad()
     def add_constant(self, constant: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
 
-from ._energy import Proxy, mixture_log_density
+from ._energy import Proxy
 from ._flow import CouplingFlows
 
 #: Samples evaluated at once.
@@ -61,26 +61,12 @@ def importance_estimate(log_weights: Tensor) -> Normalizer:
 def measure_normalizer(
     proxy: Proxy, flow: CouplingFlows, n_samples: int, generator: torch.Generator
 ) -> Normalizer:
-    """Measure the normaliser of ``proxy`` with fresh samples of its reference.
-
-    Where the members are the reference, the weights are the exponential of the tilt. A
-    reference of its own may be narrower than the flow, and a proposal that misses a region
-    where the proxy has mass makes the estimate confidently wrong. The proposal is then the
-    equal mixture of the flow and of the reference, as wide as the wider of them (defensive
-    importance sampling: Hesterberg, Technometrics 37, 1995).
-    """
-    proposals = [flow] if proxy.reference is None else [flow, proxy.reference]
-    rows_per_proposal = n_samples // len(proposals)
+    """Measure the normaliser of ``proxy`` with fresh samples that cover it."""
+    proposals = proxy.reference.proposals(flow)
     log_weights = []
     for proposal in proposals:
-        for batch in gen_batches(rows_per_proposal, BATCH_SIZE):
+        for batch in gen_batches(n_samples // len(proposals), BATCH_SIZE):
             rows_per_member = math.ceil((batch.stop - batch.start) / proposal.n_members)
             y = proposal.sample(rows_per_member, generator).flatten(0, 1)
-            if proxy.reference is None:
-                log_weights.append(proxy.tilt(y))
-            else:
-                log_p = flow.log_prob(y)
-                log_mixture = torch.stack([mixture_log_density(p.log_prob(y)) for p in proposals])
-                log_proposal = mixture_log_density(log_mixture)
-                log_weights.append(proxy.log_density(y, log_p) - log_proposal)
+            log_weights.append(proxy.log_weights(y, flow))
     return importance_estimate(torch.cat(log_weights))

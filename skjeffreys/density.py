@@ -23,7 +23,7 @@ from sklearn.utils.validation import (
 from torch import nn
 
 from ._base import GaussianMixtures, fit_bases, standard_normal
-from ._energy import Proxy, Tilt, mixture_log_density
+from ._energy import EnsembleReference, FixedReference, Proxy, Tilt, mixture_log_density
 from ._flow import CouplingFlows
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
@@ -495,9 +495,12 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             )
             models = nn.ModuleDict({"flow": flow})
             if self.objective != "likelihood":
+                if self.proxy == "flow":
+                    reference = EnsembleReference()
+                else:
+                    reference = FixedReference(GaussianMixtures([standard_normal(d)]))
                 tilt = Tilt(d, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
-                reference = None if self.proxy == "flow" else GaussianMixtures([standard_normal(d)])
-                models["proxy"] = Proxy(tilt, reference)
+                models["proxy"] = Proxy(reference, tilt)
         return models
 
     def _architecture(self):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skjeffreys._base import GaussianMixtures, standard_normal
-from skjeffreys._energy import Proxy, Tilt
+from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 
 
@@ -50,11 +50,13 @@ class Shifted(torch.nn.Module):
 
     def __init__(self, shift, mass):
         super().__init__()
-        self.reference = normal_members()
+        self.normal = normal_members()
+        self.reference = FixedReference(self.normal)
         self.shift, self.mass = shift, mass
 
-    def log_density(self, x, log_p):
-        return self.reference.log_prob(x - self.shift)[0] + math.log(self.mass)
+    def log_weights(self, y, flow):
+        tilt = self.normal.log_prob(y - self.shift) - self.normal.log_prob(y)
+        return self.reference.log_ratio(y, flow) + tilt[0] + math.log(self.mass)
 
 
 def test_error_bar_covers_the_known_mass():
@@ -77,7 +79,7 @@ def test_mass_that_the_flow_misses_is_found_in_the_reference():
 
 def test_normalizer_of_a_tilted_ensemble():
     torch.manual_seed(0)
-    proxy = Proxy(Tilt(1, (8,), 1.8)).double()
+    proxy = Proxy(EnsembleReference(), Tilt(1, (8,), 1.8)).double()
     for parameter in proxy.tilt.parameters():
         torch.nn.init.normal_(parameter)
     flow = normal_members(3)
@@ -88,9 +90,9 @@ def test_normalizer_of_a_tilted_ensemble():
     assert measured.ess >= 1 / math.cosh(1.8) ** 2
 
 
-@pytest.mark.parametrize("reference", [None, normal_members()])
+@pytest.mark.parametrize("reference", [EnsembleReference(), FixedReference(normal_members())])
 def test_constant_of_the_energy_scales_the_normalizer(reference):
-    proxy = Proxy(Tilt(1, (8,), 1.8), reference).double()
+    proxy = Proxy(reference, Tilt(1, (8,), 1.8)).double()
     proxy.add_constant(math.log(0.4))
     flow = normal_members(3)
     measured = measure_normalizer(proxy, flow, 100, torch.Generator().manual_seed(0))

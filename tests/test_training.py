@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from skjeffreys._base import GaussianMixtures, standard_normal
-from skjeffreys._energy import Proxy, Tilt, mixture_log_density
+from skjeffreys._energy import (
+    EnsembleReference,
+    FixedReference,
+    Proxy,
+    Tilt,
+    mixture_log_density,
+)
 from skjeffreys._flow import CouplingFlows
 from skjeffreys._problem import (
     DAMPING,
@@ -43,7 +49,7 @@ def random_models(with_proxy=True, seed=0):
     flow = CouplingFlows(base, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
     models = nn.ModuleDict({"flow": flow})
     if with_proxy:
-        models["proxy"] = Proxy(Tilt(2, (8,), 1.8))
+        models["proxy"] = Proxy(EnsembleReference(), Tilt(2, (8,), 1.8))
     for parameter in models.parameters():
         nn.init.normal_(parameter, std=0.3)
     return models.double()
@@ -163,24 +169,26 @@ def test_the_likelihood_of_the_flow_alone_is_the_first_term():
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
-@pytest.mark.parametrize("reference", [None, GaussianMixtures([standard_normal(2)])])
-def test_what_the_proxy_says_of_samples_and_rows(reference):
+@pytest.mark.parametrize("fixed", [None, GaussianMixtures([standard_normal(2)])])
+def test_what_the_proxy_says_of_samples_and_rows(fixed):
     """Whatever the reference: its mean density is ``log_density``, up to the tilt."""
     torch.manual_seed(0)
-    proxy, y = Proxy(Tilt(2, (8,), 1.8), reference), torch.randn(40, 2)
+    reference = EnsembleReference() if fixed is None else FixedReference(fixed)
+    proxy, y = Proxy(reference, Tilt(2, (8,), 1.8)), torch.randn(40, 2)
     nn.init.normal_(proxy.tilt.network[-1].weight)
     log_p = torch.randn(N_MEMBERS, 40)
     each = proxy.log_density_without_each(y, log_p)
     torch.testing.assert_close(mixture_log_density(each), proxy.log_density(y, log_p))
     x = y[:30].view(N_MEMBERS, 10, 2)
     bound = proxy.bound_log_density(x, log_p[:, :10])
-    expected = log_p[:, :10] if reference is None else reference.log_prob(y[:30]).view(-1, 10)
+    expected = log_p[:, :10] if fixed is None else fixed.log_prob(y[:30]).view(-1, 10)
     torch.testing.assert_close(bound, expected + proxy.tilt(x))
 
 
 def test_a_single_member_is_its_own_reference():
     log_p, y = torch.randn(1, 20), torch.randn(20, 2)
-    torch.testing.assert_close(Proxy(Tilt(2, (8,), 1.8)).log_density_without_each(y, log_p), log_p)
+    reference = EnsembleReference()
+    torch.testing.assert_close(reference.log_density_without_each(y, log_p), log_p)
 
 
 def test_restoring_a_state_repeats_the_same_step():
