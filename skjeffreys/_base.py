@@ -164,8 +164,7 @@ def _resampled(folds: Folds) -> Iterator[np.ndarray]:
 
 
 def _held_out_score(mixtures: list[Mixture], folds: Folds) -> float:
-    """Weighted mean log-density of the rows that each mixture has not seen."""
-    weights = folds.rows.weights[folds.held_out]
+    """Mean log-density of the rows that each mixture has not seen."""
     bases = GaussianMixtures([_with_tails(mixture) for mixture in mixtures])
     log_density = bases.log_prob(folds.rows.values[folds.held_out])
-    return float((weights * log_density).sum() / weights.sum())
+    return float(folds.held_out_means(log_density).mean())

@@ -26,6 +26,8 @@ __all__ = [
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -58,7 +60,8 @@ class Terms(NamedTuple):
     normalizer: Tensor
 
 
-class LogDensities(NamedTuple):
+@dataclass(frozen=True)
+class LogDensities:
     """Log-densities of the members and of the proxy on one batch, in nats.
 
     ``x`` are ``n`` data rows of each of the ``m`` members, ``y`` are ``s`` samples of the
@@ -76,7 +79,7 @@ class LogDensities(NamedTuple):
     #: ``log q~(y)``, (s,).
     q_y: Tensor
 
-    @property
+    @cached_property
     def reverse_weights(self) -> Tensor:
         """Weights of the samples in means over each member, (m, s); rows sum to one.
 
@@ -86,7 +89,7 @@ class LogDensities(NamedTuple):
         log_p = self.p_y.detach()
         return torch.softmax(log_p - mixture_log_density(log_p), dim=1)
 
-    @property
+    @cached_property
     def normalizer_weights(self) -> Tensor:
         """Importance weights ``q~(y) / mean(p)(y)``, truncated at the root of their number, (s,).
 
@@ -101,12 +104,12 @@ class LogDensities(NamedTuple):
 @torch.no_grad()
 def evaluate_terms(log_densities: LogDensities, entropy: float) -> Terms:
     """Estimate the terms, means over the members, where ``entropy`` is that of the data."""
-    p_x, p_y, q_x, q_y_without_each, _ = log_densities
-    reverse = log_densities.reverse_weights * (p_y - q_y_without_each)
+    difference = log_densities.p_y - log_densities.q_y_without_each
+    reverse = log_densities.reverse_weights * difference
     return Terms(
-        forward=-p_x.mean() - entropy,
+        forward=-log_densities.p_x.mean() - entropy,
         reverse=reverse.sum(dim=1).mean(),
-        fidelity=-q_x.mean() - entropy,
+        fidelity=-log_densities.q_x.mean() - entropy,
         normalizer=log_densities.normalizer_weights.mean(),
     )
 
@@ -126,19 +129,18 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     stays bounded, however far it is off. The gradient of the normaliser in the proxy is the
     mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the importance weights :math:`w`.
     """
-    p_x, p_y, q_x, q_y_without_each, q_y = log_densities
-    n_members = len(p_x)
+    p_y, q_y_without_each = log_densities.p_y, log_densities.q_y_without_each
     weights = log_densities.reverse_weights
     difference = (p_y - q_y_without_each).detach()
     mean = (weights * difference).sum(dim=1, keepdim=True)
     centred = (difference - mean).clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
-    forward = -p_x.mean(dim=1).sum()
+    forward = -log_densities.p_x.mean(dim=1).sum()
     reverse = (weights * (centred * p_y - q_y_without_each)).sum()
-    fidelity = -q_x.mean(dim=1).sum()
+    fidelity = -log_densities.q_x.mean(dim=1).sum()
     divergences = multipliers.lambdas @ torch.stack([forward, reverse, fidelity])
     weights = log_densities.normalizer_weights
     mu = multipliers.damped_mu(weights.mean())
-    return divergences + n_members * mu * (weights * q_y).mean()
+    return divergences + len(p_y) * mu * (weights * log_densities.q_y).mean()
 
 
 class FixedMultipliers:

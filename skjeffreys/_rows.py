@@ -74,6 +74,14 @@ class Folds:
         index = index.clamp(max=cumulative.shape[1] - 1)
         return self.rows.values[self.training.gather(1, index)]
 
+    def held_out_means(self, log_density: Tensor) -> Tensor:
+        """Weighted means of values at the rows left out, (n_members, n_held_out) to (n_members,).
+
+        In double precision.
+        """
+        weights = self.rows.weights[self.held_out]
+        return (weights * log_density.double()).sum(dim=1) / weights.sum(dim=1)
+
     def to(self, device: torch.device) -> "Folds":
         """Return a copy on a device."""
         rows = Rows(self.rows.values.to(device), self.rows.weights.to(device))

@@ -66,11 +66,6 @@ class Trainer:
         self._tilt = [] if self.proxy is None else list(self.proxy.tilt.parameters())
         self.optimizer = torch.optim.Adam([self.flow.weights, *self._tilt], fused=True)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.flow.weights.device
-
     def step(self, x: Tensor, generator: torch.Generator) -> Terms:
         """Descend the Lagrangian, then ascend its dual.
 
@@ -132,9 +127,7 @@ class Trainer:
 
         In nats of the standardised data.
         """
-        log_density = self.slow_flow.log_prob(folds.rows.values[folds.held_out]).double()
-        weights = folds.rows.weights[folds.held_out]
-        return (weights * log_density).sum(dim=1) / weights.sum(dim=1)
+        return folds.held_out_means(self.slow_flow.log_prob(folds.rows.values[folds.held_out]))
 
     def is_finite(self) -> bool:
         """Whether every trained weight and every multiplier is finite."""

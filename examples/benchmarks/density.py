@@ -85,8 +85,10 @@ def margin(table, output, method, other, cell):
 
 def summarize(results, output):
     """Tabulate scores per cell, with the lead over the best peer and over likelihood."""
-    scores = results.pivot_table("score", ["set", "n_train", "split"], "method").dropna()
-    seconds = results.pivot_table("seconds", ["set", "n_train"], "method")
+    split = ["set", "n_train", "split"]
+    scores = results.pivot_table("score", split, "method").dropna()
+    seconds = results.pivot_table("seconds", split, "method").loc[scores.index]
+    seconds = seconds.groupby(["set", "n_train"]).mean()
     cells = scores.groupby(["set", "n_train"]).mean()
     comparisons = {"best peer": OURS, "likelihood": OURS, "likelihood, last": f"{OURS}, last"}
     peers = [name for name in PEERS if name in cells]

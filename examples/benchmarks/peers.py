@@ -1,6 +1,6 @@
 """The density estimators to compare with, each tuned as a careful user would tune it."""
 
-__all__ = ["PEERS", "EarlyStoppedFlow"]
+__all__ = ["PEERS"]
 
 import copy
 from functools import partial
@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, KFold, train_test_split
 from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
+PATIENCE, MAXIMUM_EPOCHS = 20, 1000
 FOLDS = KFold(n_splits=5, shuffle=True, random_state=0)
 
 
@@ -43,11 +44,9 @@ class EarlyStoppedFlow(DensityMixin, BaseEstimator):
     is kept.
     """
 
-    def __init__(self, build, random_state=0, patience=20, max_epochs=1000):
+    def __init__(self, build, random_state):
         self.build = build
         self.random_state = random_state
-        self.patience = patience
-        self.max_epochs = max_epochs
 
     def fit(self, X, y=None):
         """Train on 90% of the rows and keep the epoch that is best on the others."""
@@ -60,7 +59,7 @@ class EarlyStoppedFlow(DensityMixin, BaseEstimator):
         flow = self.build(features=X.shape[1])
         optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
         best_score, best_state, waited = -np.inf, copy.deepcopy(flow.state_dict()), 0
-        for _ in range(self.max_epochs):
+        for _ in range(MAXIMUM_EPOCHS):
             for batch in torch.randperm(len(training)).split(128):
                 loss = -flow().log_prob(training[batch]).mean()
                 optimizer.zero_grad()
@@ -71,7 +70,7 @@ class EarlyStoppedFlow(DensityMixin, BaseEstimator):
             waited += 1
             if score > best_score:
                 best_score, best_state, waited = score, copy.deepcopy(flow.state_dict()), 0
-            if waited >= self.patience:
+            if waited >= PATIENCE:
                 break
         flow.load_state_dict(best_state)
         self.flow_ = flow
