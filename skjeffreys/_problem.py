@@ -76,8 +76,11 @@ class LogDensities:
     q_x: Tensor
     #: ``log q~(y)`` as each member sees it, (m, s).
     q_y_without_each: Tensor
-    #: ``log q~(y)``, (s,).
-    q_y: Tensor
+
+    @cached_property
+    def q_y(self) -> Tensor:
+        """``log q~(y)``, (s,): the mean of what the members see, each all others."""
+        return mixture_log_density(self.q_y_without_each)
 
     @cached_property
     def reverse_weights(self) -> Tensor:

@@ -106,7 +106,6 @@ class Trainer:
             p_y=p_y,
             q_x=self.proxy.bound_log_density(x, p_x),
             q_y_without_each=self.proxy.log_density_without_each(y, p_y),
-            q_y=self.proxy.log_density(y, p_y),
         )
         loss = lagrangian(log_densities, self.multipliers)
         return loss, evaluate_terms(log_densities, self.entropy)
