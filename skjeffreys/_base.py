@@ -47,8 +47,8 @@ def standard_normal(n_features: int) -> Mixture:
     return Mixture(np.ones(1), np.zeros((1, n_features)), np.eye(n_features)[None])
 
 
-def _with_tails(mixture: Mixture) -> Mixture:
-    """Add wide components of little weight around zero.
+def _with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
+    """Add components of little weight around zero that are wide in the columns ``tailed``.
 
     Beyond the splines a flow has the tails of its base. A row far from all others, of which new
     tables have some, would otherwise cost the square of its distance in log-likelihood; this
@@ -57,15 +57,18 @@ def _with_tails(mixture: Mixture) -> Mixture:
     """
     n_features = mixture.means.shape[1]
     weights = TAIL_WEIGHT * (TAIL_SCALES[0] / TAIL_SCALES) ** 3
+    scales = np.where(tailed, TAIL_SCALES[:, None], 1.0)
     return Mixture(
         np.r_[(1 - weights.sum()) * mixture.weights, weights],
         np.r_[mixture.means, np.zeros((len(weights), n_features))],
-        np.r_[mixture.factors, np.eye(n_features) / TAIL_SCALES[:, None, None]],
+        np.r_[mixture.factors, np.eye(n_features) / scales[:, None]],
     )
 
 
 class GaussianMixtures(nn.Module):
     """Gaussian mixtures, one for each member, evaluated together.
+
+    Rows may begin with columns of conditions, on which the mixtures do not depend.
 
     Parameters
     ----------
@@ -102,43 +105,54 @@ class GaussianMixtures(nn.Module):
             self.register_buffer(name, value)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density of each mixture at its rows, (n_members, n, d) to (n_members, n)."""
-        z = z.expand(self.n_members, -1, -1)
+        """Log-density of each mixture at its rows, (n_members, n, q + d) to (n_members, n)."""
+        z = z[..., -self.n_features :].expand(self.n_members, -1, -1)
         coordinates = torch.baddbmm(self.offsets, z, self.factors)
         squares = coordinates.unflatten(-1, (self.n_components, -1)).square().sum(dim=-1)
         return torch.logsumexp(self.log_scales - 0.5 * squares, dim=-1)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw rows from each mixture, with result of shape (n_members, n, d)."""
-        device = self.means.device
+    def distribution_function(self, z: Tensor) -> Tensor:
+        """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
+        coordinates = torch.baddbmm(self.offsets, z[..., -1:], self.factors)
+        return (self.weights[:, None] * torch.special.ndtr(coordinates)).sum(dim=-1)
+
+    def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).
+
+        Conditions of shape (n, q) are those of every member.
+        """
+        n, device = conditions.shape[-2], self.means.device
         member = torch.arange(self.n_members, device=device)[:, None]
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         shape = (self.n_members, n, 1, self.n_features)
         noise = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=device)
         rows = noise @ self.inverse_factors[member, component]
-        return rows.squeeze(-2) + self.means[member, component]
+        rows = rows.squeeze(-2) + self.means[member, component]
+        return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
 
 
-def fit_bases(folds: Folds, seed: int) -> GaussianMixtures:
+def fit_bases(folds: Folds, tailed: np.ndarray, seed: int) -> GaussianMixtures:
     """Choose a base for each member: for every second one a mixture, else a standard normal.
 
     The mixture is fitted to the rows of its member. Its number of components, or whether it
     is a standard normal density after all, is what does best on the rows left out. Mixtures
     follow correlated and clustered rows, and stand in the way where shapes are curved; an
-    ensemble of both is ahead of either. All get heavy tails.
+    ensemble of both is ahead of either.
+
+    All get heavy tails in the columns ``tailed``, a mask of shape (d,).
     """
-    normal = standard_normal(folds.rows.values.shape[1])
+    normal = standard_normal(folds.rows.targets.shape[1])
     best = [normal] * folds.n_members
-    best_score = _held_out_score(best, folds)
+    best_score = _held_out_score(best, folds, tailed)
     for n_components in N_COMPONENTS:
         if n_components > folds.training.shape[1]:
             break
         mixtures = [_fit_mixture(rows, n_components, seed) for rows in _resampled(folds)]
-        score = _held_out_score(mixtures, folds)
+        score = _held_out_score(mixtures, folds, tailed)
         if score > best_score:
             best_score, best = score, mixtures
     bases = [mixture if k % 2 else normal for k, mixture in enumerate(best)]
-    return GaussianMixtures([_with_tails(base) for base in bases])
+    return GaussianMixtures([_with_tails(base, tailed) for base in bases])
 
 
 def _fit_mixture(rows: np.ndarray, n_components: int, seed: int) -> Mixture:
@@ -160,11 +174,11 @@ def _resampled(folds: Folds) -> Iterator[np.ndarray]:
         cumulative = folds.rows.weights[training].cumsum(dim=0).numpy()
         points = cumulative[-1] * (np.arange(n) + 0.5) / n
         index = training[np.searchsorted(cumulative, points)]
-        yield folds.rows.values[index].numpy().astype(np.float64)
+        yield folds.rows.targets[index].numpy().astype(np.float64)
 
 
-def _held_out_score(mixtures: list[Mixture], folds: Folds) -> float:
+def _held_out_score(mixtures: list[Mixture], folds: Folds, tailed: np.ndarray) -> float:
     """Mean log-density of the rows that each mixture has not seen."""
-    bases = GaussianMixtures([_with_tails(mixture) for mixture in mixtures])
-    log_density = bases.log_prob(folds.rows.values[folds.held_out])
+    bases = GaussianMixtures([_with_tails(mixture, tailed) for mixture in mixtures])
+    log_density = bases.log_prob(folds.rows.targets[folds.held_out])
     return float(folds.held_out_means(log_density).mean())

@@ -37,16 +37,17 @@ class Tilt(nn.Module):
 
     Parameters
     ----------
-    n_features : int
+    n_columns : int
+        Conditions included.
     hidden_layer_sizes : tuple of int
     bound : float
         The bound :math:`c`, in nats.
     """
 
-    def __init__(self, n_features: int, hidden_layer_sizes: tuple[int, ...], bound: float) -> None:
+    def __init__(self, n_columns: int, hidden_layer_sizes: tuple[int, ...], bound: float) -> None:
         super().__init__()
         self.bound = bound
-        self.network = MLP(n_features, 1, hidden_layer_sizes, activation=nn.SiLU)
+        self.network = MLP(n_columns, 1, hidden_layer_sizes, activation=nn.SiLU)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
         self.constant = nn.Parameter(torch.zeros(()))

@@ -3,16 +3,19 @@
 __all__ = ["CouplingFlows"]
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Transform
 from zuko.transforms import (
     ComposedTransform,
     CouplingTransform,
     DependentTransform,
+    MonotonicAffineTransform,
     MonotonicRQSTransform,
 )
 
@@ -29,6 +32,10 @@ class CouplingFlows(nn.Module):
     that two in a row transform every feature. The splines start as the identity: training
     starts from the base density, whatever the seed.
 
+    Rows may begin with columns of conditions, which every coupling sees and leaves as they are;
+    the density is that of the other columns, the features, given these. With conditions, the
+    first coupling is affine, to follow how they move and scale all features.
+
     The members share the splits and nothing else. Row ``k`` of the one parameter, ``weights``,
     holds all weights of member ``k``: an average, a gradient norm or a copy is one operation.
 
@@ -36,6 +43,8 @@ class CouplingFlows(nn.Module):
     ----------
     base : GaussianMixtures
         Base density of each member.
+    n_conditions : int
+        Columns of conditions, possibly none.
     hidden_layer_sizes : tuple of int
         Hidden layers of the network of each coupling.
     n_transforms : int
@@ -50,27 +59,32 @@ class CouplingFlows(nn.Module):
         self,
         base: GaussianMixtures,
         *,
+        n_conditions: int = 0,
         hidden_layer_sizes: tuple[int, ...],
         n_transforms: int,
         n_bins: int,
     ) -> None:
         super().__init__()
         self.base = base
-        self.n_bins = n_bins
-        self.register_buffer("masks", _alternating_masks(base.n_features, n_transforms))
+        self.n_conditions = n_conditions
+        masks = _alternating_masks(base.n_features, n_transforms)
+        self.univariates = [(_spline, 3 * n_bins - 1)] * n_transforms
+        if n_conditions > 0:
+            masks = torch.cat([torch.zeros_like(masks[:1]), masks])
+            self.univariates = [(_affine, 2), *self.univariates]
+        self.register_buffer("masks", F.pad(masks, (n_conditions, 0), value=True))
         self.layer_sizes = []
-        for mask in self.masks:
-            n_fixed = int(mask.sum())
-            n_outputs = (base.n_features - n_fixed) * (3 * n_bins - 1)
+        for mask, (_, n_parameters) in zip(self.masks, self.univariates, strict=True):
+            n_fixed, n_outputs = int(mask.sum()), int((~mask).sum()) * n_parameters
             self.layer_sizes.append(list(pairwise([n_fixed, *hidden_layer_sizes, n_outputs])))
         self.weights = nn.Parameter(
             torch.cat([self._initial_weights(sizes) for sizes in self.layer_sizes], dim=1)
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each member at its rows, (n_members, n, d) to (n_members, n).
+        """Log-density of each member at its rows, (n_members, n, q + d) to (n_members, n).
 
-        Rows of shape (n, d) are those of every member.
+        Rows of shape (n, q + d) are those of every member.
         """
         z, log_abs_det = self.transform.call_and_ladj(x.expand(self.n_members, -1, -1))
         return self.base.log_prob(z) + log_abs_det
@@ -81,30 +95,27 @@ class CouplingFlows(nn.Module):
         return self.base.n_members
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw rows from each member, with result of shape (n_members, n, d)."""
-        return self.transform.inv(self.base.sample(n, generator))
+    def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).
+
+        Conditions of shape (n, q) are those of every member.
+        """
+        return self.transform.inv(self.base.sample(conditions, generator))
 
     @property
     def transform(self) -> ComposedTransform:
-        """From rows to the base, each of shape (n_members, n, d)."""
+        """From rows to the base, each of shape (n_members, n, q + d)."""
         sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
         weights = iter(self.weights.split(sizes, dim=1))
         couplings = []
-        for mask, layers in zip(self.masks, self.layer_sizes, strict=True):
+        for mask, layers, univariate in zip(
+            self.masks, self.layer_sizes, self.univariates, strict=True
+        ):
             unflat = [
                 next(weights).unflatten(1, shape) for i, o in layers for shape in _shapes(i, o)
             ]
-            couplings.append(CouplingTransform(partial(self._splines, unflat), mask))
+            couplings.append(CouplingTransform(partial(_conditioned, *univariate, unflat), mask))
         return ComposedTransform(*couplings)
-
-    def _splines(self, weights: list[Tensor], x: Tensor) -> DependentTransform:
-        *hidden, (weight, bias) = zip(weights[::2], weights[1::2], strict=True)
-        for hidden_weight, hidden_bias in hidden:
-            x = F.silu(torch.baddbmm(hidden_bias, x, hidden_weight))
-        parameters = torch.baddbmm(bias, x, weight).unflatten(-1, (-1, 3 * self.n_bins - 1))
-        parameters = parameters.split([self.n_bins, self.n_bins, self.n_bins - 1], dim=-1)
-        return DependentTransform(MonotonicRQSTransform(*parameters, bound=BOUND), 1)
 
     def _initial_weights(self, layers: list[tuple[int, int]]) -> Tensor:
         """Draw as torch's linear layers do, except the last layer: zeros, for the identity."""
@@ -116,6 +127,28 @@ class CouplingFlows(nn.Module):
             parts.append(torch.empty(n_members, n_weights).uniform_(-bound, bound))
         n_inputs, n_outputs = layers[-1]
         return torch.cat([*parts, torch.zeros(n_members, (n_inputs + 1) * n_outputs)], dim=1)
+
+
+def _conditioned(
+    univariate: Callable[[Tensor], Transform], n_parameters: int, weights: list[Tensor], x: Tensor
+) -> DependentTransform:
+    """Transform features, each by its own parameters that a network computes from ``x``."""
+    *hidden, (weight, bias) = zip(weights[::2], weights[1::2], strict=True)
+    for hidden_weight, hidden_bias in hidden:
+        x = F.silu(torch.baddbmm(hidden_bias, x, hidden_weight))
+    parameters = torch.baddbmm(bias, x, weight).unflatten(-1, (-1, n_parameters))
+    return DependentTransform(univariate(parameters), 1)
+
+
+def _spline(parameters: Tensor) -> MonotonicRQSTransform:
+    """Rational-quadratic spline, from ``3 n_bins - 1`` parameters."""
+    widths, heights, derivatives = parameters.tensor_split(3, dim=-1)
+    return MonotonicRQSTransform(widths, heights, derivatives, bound=BOUND)
+
+
+def _affine(parameters: Tensor) -> MonotonicAffineTransform:
+    """Shift and scale, from two parameters."""
+    return MonotonicAffineTransform(*parameters.unbind(dim=-1))
 
 
 def _shapes(n_inputs: int, n_outputs: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._energy import Proxy
 from ._flow import CouplingFlows
+from ._rows import Rows
 
 #: Samples evaluated at once.
 BATCH_SIZE = 1000
@@ -59,14 +60,19 @@ def importance_estimate(log_weights: Tensor) -> Normalizer:
 
 @torch.no_grad()
 def measure_normalizer(
-    proxy: Proxy, flow: CouplingFlows, n_samples: int, generator: torch.Generator
+    proxy: Proxy, flow: CouplingFlows, rows: Rows, n_samples: int, generator: torch.Generator
 ) -> Normalizer:
-    """Measure the normaliser of ``proxy`` with fresh samples that cover it."""
+    """Measure the normaliser of ``proxy`` with fresh samples that cover it.
+
+    The mean of that given conditions, over the conditions of ``rows``.
+    """
     proposals = proxy.reference.proposals(flow)
     log_weights = []
     for proposal in proposals:
         for batch in gen_batches(n_samples // len(proposals), BATCH_SIZE):
             rows_per_member = math.ceil((batch.stop - batch.start) / proposal.n_members)
-            y = proposal.sample(rows_per_member, generator).flatten(0, 1)
+            conditions = rows.draw_conditions(proposal.n_members * rows_per_member, generator)
+            conditions = conditions.unflatten(0, (proposal.n_members, -1))
+            y = proposal.sample(conditions, generator).flatten(0, 1)
             log_weights.append(proxy.log_weights(y, flow))
     return importance_estimate(torch.cat(log_weights))

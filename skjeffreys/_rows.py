@@ -4,7 +4,7 @@ __all__ = ["Folds", "Rows", "canonical_rows", "split_rows", "tied_columns", "war
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,10 +26,28 @@ MAXIMUM_VALIDATION_ROWS = 1000
 
 @dataclass(frozen=True)
 class Rows:
-    """Weighted rows: ``values`` of shape (n, d), positive ``weights`` of shape (n,)."""
+    """Weighted rows: ``values`` of shape (n, q + d), positive ``weights`` of shape (n,).
+
+    The first ``q = n_conditions`` columns are conditions, the others are modelled given these.
+    """
 
     values: Tensor
     weights: Tensor
+    n_conditions: int = 0
+
+    @property
+    def conditions(self) -> Tensor:
+        """The first columns, (n, q)."""
+        return self.values[:, : self.n_conditions]
+
+    @property
+    def targets(self) -> Tensor:
+        """The other columns, (n, d)."""
+        return self.values[:, self.n_conditions :]
+
+    def draw_conditions(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw conditions of ``n`` rows, with replacement and by their weights, (n, q)."""
+        return self.conditions[_draw_indices(self.weights.cumsum(dim=0), n, generator)]
 
 
 @dataclass(frozen=True)
@@ -63,15 +81,7 @@ class Folds:
 
         Each row is drawn with probability in proportion to its weight.
         """
-        cumulative = self._cumulative_weights
-        uniform = torch.rand(
-            (self.n_members, n),
-            generator=generator,
-            dtype=cumulative.dtype,
-            device=generator.device,
-        )
-        index = torch.searchsorted(cumulative, cumulative[:, -1:] * uniform, right=True)
-        index = index.clamp(max=cumulative.shape[1] - 1)
+        index = _draw_indices(self._cumulative_weights, n, generator)
         return self.rows.values[self.training.gather(1, index)]
 
     def held_out_means(self, log_density: Tensor) -> Tensor:
@@ -84,8 +94,22 @@ class Folds:
 
     def to(self, device: torch.device) -> "Folds":
         """Return a copy on a device."""
-        rows = Rows(self.rows.values.to(device), self.rows.weights.to(device))
+        rows = self.rows
+        rows = replace(rows, values=rows.values.to(device), weights=rows.weights.to(device))
         return Folds(rows, self.training.to(device), self.held_out.to(device))
+
+
+def _draw_indices(cumulative_weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` indices with replacement along the last dimension, by their weights."""
+    *members, n_rows = cumulative_weights.shape
+    uniform = torch.rand(
+        (*members, n),
+        generator=generator,
+        dtype=cumulative_weights.dtype,
+        device=generator.device,
+    )
+    points = cumulative_weights[..., -1:] * uniform
+    return torch.searchsorted(cumulative_weights, points, right=True).clamp(max=n_rows - 1)
 
 
 def tied_columns(rows: np.ndarray) -> np.ndarray:
@@ -123,8 +147,8 @@ def canonical_rows(
     constant: np.ndarray,
     tied: np.ndarray,
     random_state: np.random.RandomState,
-) -> Rows:
-    """Return distinct rows in an order of their own, with the summed weights of equal ones.
+) -> tuple[Tensor, Tensor]:
+    """Return distinct rows in an order of their own, and the summed weights of equal ones.
 
     A fit on them depends neither on the order of the rows nor on whether a row occurs twice
     or has twice the weight.
@@ -145,13 +169,21 @@ def canonical_rows(
     rows = (np.round(rows / RESOLUTION) * RESOLUTION).astype(np.float32)
     order = np.lexsort([weights, *rows.T[::-1]])
     rows, weights = rows[order], weights[order]
+    if len(tied_columns(rows)) < rows.shape[1]:
+        # Where a column is continuous, equal rows are one row that is repeated, and spread as one.
+        rows, weights = _merge(rows, weights)
     for j in constant:
         rows[:, j] = random_state.standard_normal(len(rows))
     for j in tied:
         rows[:, j] = spread_ties(rows[:, j], random_state)
+    rows, weights = _merge(rows, weights)
+    return torch.from_numpy(rows), torch.from_numpy(weights / weights.sum())
+
+
+def _merge(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct rows, sorted, and the summed weights of equal ones."""
     rows, inverse = np.unique(rows, axis=0, return_inverse=True)
-    weights = np.bincount(inverse.ravel(), weights=weights)
-    return Rows(torch.from_numpy(rows), torch.from_numpy(weights / weights.sum()))
+    return rows, np.bincount(inverse.ravel(), weights=weights)
 
 
 def split_rows(
@@ -181,7 +213,7 @@ def split_rows(
     return Folds(rows, training=shuffled[:, n_held_out:], held_out=shuffled[:, :n_held_out])
 
 
-def warn_degenerate(n_rows, n_distinct, constant, tied, feature_names) -> None:
+def warn_degenerate(name, n_rows, n_distinct, constant, tied, feature_names) -> None:
     """Warn of constant columns, of tied columns and of repeated rows."""
     messages = []
     if len(constant):
@@ -200,8 +232,9 @@ def warn_degenerate(n_rows, n_distinct, constant, tied, feature_names) -> None:
             "as its weight"
         )
     if messages:
+        sentences = ". ".join(message[0].upper() + message[1:] for message in messages)
         warnings.warn(
-            f"X has no density as it stands. {'. '.join(m[0].upper() + m[1:] for m in messages)}.",
+            f"{name} has no density as it stands. {sentences}.",
             DegenerateDataWarning,
             stacklevel=6,
         )

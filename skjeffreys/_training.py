@@ -17,14 +17,16 @@ from ._rows import Folds
 EVALUATION_INTERVAL = 25
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
-#: Steps at the end over which it falls to zero again.
-COOL_DOWN = 150
+#: Share of all steps, the last ones, over which it falls to zero again.
+COOL_DOWN = 1 / 6
+#: Share of the evaluations so far that counts as a stall, where it is more than the patience.
+STALL = 1 / 8
 #: Samples of the ensemble in a step, per data row of a member. Each serves all members.
 SAMPLES_PER_ROW = 1 / 3
 #: Decay, per step, of the slow copy of the flow: an exponential average of its weights.
 SLOW_DECAY = 0.99
 #: Largest gradient norm of a step, for each member and for the tilt of the proxy.
-MAXIMUM_GRADIENT_NORM = 50.0
+MAXIMUM_GRADIENT_NORM = 10.0
 #: Nats per column that the entropy may lie below the best held-out negative log-likelihood.
 ENTROPY_ALLOWANCE = 0.25
 #: How often training returns to its last finite state before it gives up.
@@ -71,10 +73,10 @@ class Trainer:
 
         Parameters
         ----------
-        x : Tensor of shape (n_members, n, d)
+        x : Tensor of shape (n_members, n, q + d)
             Data rows of each member.
         generator : Generator
-            Draws about ``n / 3`` samples of the ensemble.
+            Draws about ``n / 3`` samples of the ensemble, given the conditions of rows of ``x``.
         """
         loss, terms = self._likelihood(x) if self.proxy is None else self._jeffreys(x, generator)
         # Only ratios of the multipliers matter to the optimiser; with their sum taken out, they
@@ -98,7 +100,8 @@ class Trainer:
     def _jeffreys(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Terms]:
         n_members, n, _ = x.shape
         n_samples = math.ceil(SAMPLES_PER_ROW * n / n_members)
-        y = self.flow.sample(n_samples, generator).flatten(0, 1)
+        conditions = x[:, :n_samples, : self.flow.n_conditions]
+        y = self.flow.sample(conditions, generator).flatten(0, 1)
         rows = torch.cat([x, y.expand(n_members, -1, -1)], dim=1)
         p_x, p_y = self.flow.log_prob(rows).split([n, len(y)], dim=1)
         log_densities = LogDensities(
@@ -157,9 +160,9 @@ class Trainer:
         vars(self.multipliers).update(state["multipliers"])
 
     def schedule(self, iteration: int, last_iteration: int) -> None:
-        """Set the learning rate: up in 30 steps, constant, and down in the last 150."""
+        """Set the learning rate: up in 30 steps, constant, and down in the last sixth."""
         warm_up = iteration / WARM_UP
-        cool_down = (last_iteration + 1 - iteration) / COOL_DOWN
+        cool_down = (last_iteration + 1 - iteration) / (COOL_DOWN * last_iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * min(warm_up, 1.0, cool_down)
 
@@ -176,7 +179,8 @@ class EarlyStopping:
     Parameters
     ----------
     patience : int
-        Evaluations without an improvement of more than ``tolerance`` after which to stop.
+        Evaluations without an improvement of more than ``tolerance`` after which to stop, or
+        an eighth of all so far if that is more: where training takes long, progress is slow.
     tolerance : float
         In nats, of the mean over the members of their best held-out log-likelihoods.
     """
@@ -186,6 +190,7 @@ class EarlyStopping:
         self.tolerance = tolerance
         self.best_scores = None
         self.best_weights = None
+        self.evaluations = 0
         self.evaluations_without_change = 0
 
     def update(self, scores: Tensor, weights: Tensor) -> None:
@@ -197,6 +202,7 @@ class EarlyStopping:
             Held-out log-likelihoods.
         weights : Tensor of shape (n_members, n_weights)
         """
+        self.evaluations += 1
         if self.best_scores is None:
             self.best_scores, self.best_weights = scores.clone(), weights.detach().clone()
             return
@@ -210,7 +216,7 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         """Whether the patience is used up."""
-        return self.evaluations_without_change >= self.patience
+        return self.evaluations_without_change >= max(self.patience, STALL * self.evaluations)
 
 
 class Recovery:
@@ -257,7 +263,7 @@ def train(
     generator: torch.Generator,
     verbose: bool,
 ) -> pd.DataFrame:
-    """Train for ``max_iter`` steps, or for a cool-down after ``early_stopping`` says so.
+    """Train for ``max_iter`` steps, or through a cool-down after ``early_stopping`` says so.
 
     The slow flow ends with its last weights or, with early stopping, with those of each member
     that have the best held-out log-likelihood.
@@ -295,7 +301,7 @@ def train(
         if iteration == last_iteration:
             break
         if early_stopping is not None and early_stopping.should_stop:
-            last_iteration = min(last_iteration, iteration + COOL_DOWN)
+            last_iteration = min(last_iteration, math.ceil(iteration / (1 - COOL_DOWN)))
     if not history:
         raise _left_finite_numbers(recovery.recoveries)
     if early_stopping is not None:

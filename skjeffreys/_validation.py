@@ -37,7 +37,7 @@ def column_labels(columns, feature_names=None) -> str:
     return f"{label} {shown}"
 
 
-def check_numeric(X) -> None:
+def check_numeric(X, name="X") -> None:
     """Raise a ValueError that names the columns of a DataFrame that hold no numbers.
 
     Object columns pass if they hold numbers only, as scikit-learn converts these.
@@ -51,19 +51,19 @@ def check_numeric(X) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"X has non-numeric columns: {', '.join(wrong)}. A density needs numbers: drop "
+            f"{name} has non-numeric columns: {', '.join(wrong)}. A density needs numbers: drop "
             "these columns, or encode them, for instance with a ColumnTransformer."
         )
 
 
-def check_finite(X: np.ndarray, feature_names=None) -> None:
+def check_finite(X: np.ndarray, name="X", feature_names=None) -> None:
     """Raise a ValueError that names the columns with NaN or infinite values."""
     for what, bad in (("NaN", np.isnan(X)), ("infinite values (inf)", np.isinf(X))):
         columns = np.flatnonzero(bad.any(axis=0))
         if len(columns):
             n_rows = int(bad.any(axis=1).sum())
             raise ValueError(
-                f"X contains {what} in {column_labels(columns, feature_names)}, in {n_rows} "
+                f"{name} contains {what} in {column_labels(columns, feature_names)}, in {n_rows} "
                 f"of {len(X)} rows; only finite values are allowed. Drop these rows or impute "
                 "them, for instance with sklearn.impute.SimpleImputer."
             )
@@ -105,13 +105,13 @@ def check_weights(weights) -> None:
 SMALLEST, LARGEST = 1e-140, 1e140
 
 
-def check_range(X: np.ndarray, feature_names=None) -> None:
+def check_range(X: np.ndarray, name="X", feature_names=None) -> None:
     """Raise a ValueError that names the columns too large or too small to be standardised."""
     largest = np.abs(X).max(axis=0)
     columns = np.flatnonzero((largest > LARGEST) | ((largest < SMALLEST) & (largest > 0)))
     if len(columns):
         raise ValueError(
-            f"The values of {column_labels(columns, feature_names)} are as large as "
+            f"The values of {name} in {column_labels(columns, feature_names)} are as large as "
             f"{largest[columns[0]]:.3g}; only magnitudes from {SMALLEST:g} to {LARGEST:g} can be "
             "standardised in double precision. Rescale the column."
         )

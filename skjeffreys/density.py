@@ -1,65 +1,20 @@
-"""The estimator: density of a table of numbers, by adaptive Jeffreys divergence."""
+"""The estimator of a density: a table of numbers, by adaptive Jeffreys divergence."""
 
 __all__ = ["JeffreysDensity"]
 
-import copy
-import math
-import warnings
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
-import pandas as pd
-import torch
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
-from sklearn.utils import gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.base import DensityMixin, _fit_context
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    check_scalar,
-    validate_data,
-)
-from torch import nn
+from sklearn.utils.validation import check_is_fitted, check_scalar, validate_data
 
-from ._base import GaussianMixtures, fit_bases, standard_normal
-from ._energy import EnsembleReference, FixedReference, Proxy, Tilt, mixture_log_density
-from ._flow import CouplingFlows
-from ._normalizer import measure_normalizer
-from ._problem import AdaptiveMultipliers, FixedMultipliers
-from ._rows import canonical_rows, split_rows, tied_columns, warn_degenerate
-from ._scaling import Scaling
-from ._torch import resolve_device, seeded_initialization, training_context
-from ._training import EarlyStopping, Trainer, train
-from ._validation import (
-    check_finite,
-    check_layer_sizes,
-    check_numeric,
-    check_range,
-    check_some_weight,
-    check_weights,
-    private_random_state,
-)
-from .exceptions import NormalizerWarning
-
-#: Fresh samples that measure the normaliser.
-NORMALIZER_SAMPLES = 10_000
-#: Largest tilt of the reference of the proxy, in nats. Around the flow, such that the effective
-#: sample size of the normaliser is at least 0.1; around a normal density, hardly a bound.
-TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
-#: Parameters that fitted models depend on.
-ARCHITECTURE = (
-    "objective", "proxy", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
-)  # fmt: skip
-#: Rows scored at once: memory is in proportion to it.
-SCORING_BATCH_SIZE = 1024
+from ._energy import mixture_log_density
+from ._estimator import JeffreysEstimator, has_proxy
+from ._validation import check_finite, check_numeric
 
 
-def _has_proxy(estimator):
-    return estimator.objective != "likelihood"
-
-
-class JeffreysDensity(DensityMixin, BaseEstimator):
+class JeffreysDensity(DensityMixin, JeffreysEstimator):
     r"""Density of a table of numbers, trained on the symmetric Jeffreys divergence.
 
     A normalising flow :math:`p_\theta` (the main model: exact density and samples) and an
@@ -96,6 +51,11 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Weights of the forward and the reverse divergence and of the fidelity of the proxy,
         when ``objective="weighted"``.
 
+    bounds : tuple (low, high), default=None
+        Bounds of the columns: two numbers, or two arrays of one number per column; infinite
+        where a column has none. The density is zero outside and on the bounds, and integrates
+        to one inside. None sets no bounds.
+
     n_estimators : int, default=5
         Members of the ensemble, trained together; the density is the mean of theirs. Each
         leaves out other rows and learns from the others, through the proxy, what these tell.
@@ -110,8 +70,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
     learning_rate_init : float, default=0.01
-        Step of the Adam optimiser, reached after 30 steps and kept until the last 150, over
-        which it falls to zero.
+        Step of the Adam optimiser, reached after 30 steps and kept until the last sixth of all
+        steps, over which it falls to zero.
 
     batch_size : int or "auto", default="auto"
         Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
@@ -122,17 +82,17 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
 
     early_stopping : bool, default=True
         Whether to stop when the log-likelihood of the rows that the members leave out no
-        longer improves, after 150 more steps in which the learning rate falls to zero, and to
-        keep the best iterate of each member. Otherwise training goes on for ``max_iter`` steps
-        and the last iterate is kept.
+        longer improves, after a last sixth of all steps in which the learning rate falls to
+        zero, and to keep the best iterate of each member. Otherwise training goes on for
+        ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
         most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
 
-    n_iter_no_change : int, default=5
+    n_iter_no_change : int, default=3
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
-        which early stopping sets in.
+        which early stopping sets in; an eighth of all evaluations so far, if that is more.
 
     tol : float, default=1e-3
         Smallest improvement of the validation log-likelihood that counts, in nats.
@@ -214,68 +174,6 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _parameter_constraints: dict = {
-        "objective": [StrOptions({"jeffreys", "weighted", "likelihood"})],
-        "proxy": [StrOptions({"flow", "energy"})],
-        "n_estimators": [Interval(Integral, 1, None, closed="left")],
-        "weights": ["array-like"],
-        "hidden_layer_sizes": ["array-like"],
-        "n_transforms": [Interval(Integral, 1, None, closed="left")],
-        "n_bins": [Interval(Integral, 2, None, closed="left")],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-        "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "warm_start": ["boolean"],
-        "device": [str],
-        "verbose": ["verbose"],
-        "random_state": ["random_state"],
-    }
-
-    def __init__(
-        self,
-        *,
-        objective="jeffreys",
-        proxy="flow",
-        weights=(1.0, 1.0, 1.0),
-        n_estimators=5,
-        hidden_layer_sizes=(64, 64),
-        n_transforms=4,
-        n_bins=8,
-        learning_rate_init=0.01,
-        batch_size="auto",
-        max_iter=4000,
-        early_stopping=True,
-        validation_fraction=0.2,
-        n_iter_no_change=5,
-        tol=1e-3,
-        warm_start=False,
-        device="auto",
-        verbose=False,
-        random_state=None,
-    ):
-        self.objective = objective
-        self.proxy = proxy
-        self.weights = weights
-        self.n_estimators = n_estimators
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.n_transforms = n_transforms
-        self.n_bins = n_bins
-        self.learning_rate_init = learning_rate_init
-        self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.warm_start = warm_start
-        self.device = device
-        self.verbose = verbose
-        self.random_state = random_state
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, sample_weight=None):
         """Learn the density of the rows of ``X``.
@@ -310,22 +208,9 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         NormalizerWarning
             If the normaliser of the proxy cannot be measured.
         """
-        warm = self.warm_start and hasattr(self, "_models")
-        check_weights(self.weights)
-        check_layer_sizes(self.hidden_layer_sizes)
-        X = self._validate_rows(X, reset=not warm)
-        sample_weight = _check_sample_weight(
-            sample_weight, X, dtype=np.float64, ensure_non_negative=True
-        )
-        check_some_weight(sample_weight)
-        X, sample_weight = X[sample_weight > 0], sample_weight[sample_weight > 0]
-        check_range(X, getattr(self, "feature_names_in_", None))
-        if not warm:
-            vars(self).pop("_models", None)  # Should this fit fail, nothing is fitted.
-            self._scaling = Scaling().fit(X, sample_weight=sample_weight)
-        with training_context():
-            self._fit_models(X, sample_weight, warm)
-        return self
+        X = self._validate_rows(X, reset=not self._is_warm())
+        names = getattr(self, "feature_names_in_", None)
+        return self._fit(np.empty((len(X), 0)), X, sample_weight, "X", names)
 
     def score_samples(self, X):
         """Log-density of each row of ``X``.
@@ -374,7 +259,7 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         """
         return float(np.mean(self.score_samples(X)))
 
-    @available_if(_has_proxy)
+    @available_if(has_proxy)
     def proxy_score_samples(self, X):
         """Logarithm of the quasi-normalised density of the proxy at each row of ``X``.
 
@@ -424,23 +309,8 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
-        random_state = private_random_state(
-            self.random_state if random_state is None else random_state
-        )
-        flow = self._models["flow"]
-        counts = random_state.multinomial(n_samples, np.full(flow.n_members, 1 / flow.n_members))
-        generator = torch.Generator().manual_seed(random_state.randint(np.iinfo(np.int32).max))
-        # Each member draws as many rows as the one that needs most, and gives some of them.
-        batches = [
-            flow.sample(batch.stop - batch.start, generator)
-            for batch in gen_batches(int(counts.max()), SCORING_BATCH_SIZE)
-        ]
-        members = torch.cat(batches, dim=1).numpy()
-        rows = np.concatenate([rows[:n] for rows, n in zip(members, counts, strict=True)])
-        return self._scaling.inverse_transform(random_state.permutation(rows))
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "_models")
+        rows = self._sample_rows(np.empty((n_samples, 0)), random_state)
+        return self._coordinates.inverse_transform(rows)
 
     def _validate_rows(self, X, *, reset):
         check_numeric(X)
@@ -452,148 +322,10 @@ class JeffreysDensity(DensityMixin, BaseEstimator):
             ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
-        check_finite(X, getattr(self, "feature_names_in_", None))
+        check_finite(X, "X", getattr(self, "feature_names_in_", None))
         return X
-
-    def _training_rows(self, X, sample_weight, random_state):
-        """Standardise and merge the rows; warn of what has no density."""
-        constant = self._scaling.constant_columns_
-        tied = np.setdiff1d(tied_columns(X), constant)
-        rows = canonical_rows(
-            self._scaling.transform(X), sample_weight, constant, tied, random_state
-        )
-        names = getattr(self, "feature_names_in_", None)
-        warn_degenerate(len(X), len(rows.values), constant, tied, names)
-        return rows
-
-    def _fit_models(self, X, sample_weight, warm):
-        random_state = private_random_state(self.random_state)
-        seeds = random_state.randint(np.iinfo(np.int32).max, size=4).tolist()
-        rows_seed, models_seed, training_seed, normalizer_seed = seeds
-        random_state = np.random.RandomState(rows_seed)
-        rows = self._training_rows(X, sample_weight, random_state)
-        folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
-        models = self._fitted_models() if warm else self._new_models(folds, models_seed)
-        trainer, history = self._train(models, folds, training_seed)
-        self._fitted_architecture = self._architecture()
-        self._models = models.cpu().double().requires_grad_(False)
-        self._record(history, trainer.entropy, warm)
-        if self.objective != "likelihood":
-            self._measure_normalizer(normalizer_seed)
-
-    def _new_models(self, folds, seed):
-        """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
-        hidden_layer_sizes = tuple(self.hidden_layer_sizes)
-        d = self.n_features_in_
-        base = fit_bases(folds, seed)
-        with seeded_initialization(seed):
-            flow = CouplingFlows(
-                base,
-                hidden_layer_sizes=hidden_layer_sizes,
-                n_transforms=self.n_transforms,
-                n_bins=self.n_bins,
-            )
-            models = nn.ModuleDict({"flow": flow})
-            if self.objective != "likelihood":
-                if self.proxy == "flow":
-                    reference = EnsembleReference()
-                else:
-                    reference = FixedReference(GaussianMixtures([standard_normal(d)]))
-                tilt = Tilt(d, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
-                models["proxy"] = Proxy(reference, tilt)
-        return models
-
-    def _architecture(self):
-        sizes = {"hidden_layer_sizes": tuple(self.hidden_layer_sizes)}
-        return {name: getattr(self, name) for name in ARCHITECTURE} | sizes
-
-    def _fitted_models(self):
-        """Return copies of the fitted models, for a warm start."""
-        if self._architecture() != self._fitted_architecture:
-            raise ValueError(
-                f"With warm_start=True the parameters {', '.join(ARCHITECTURE)} must stay as in "
-                "the previous fit. Put them back, or set warm_start=False."
-            )
-        return copy.deepcopy(self._models).float().requires_grad_(True)
-
-    def _record(self, history, entropy, warm):
-        """Keep the history in original units, after that of earlier fits where ``warm``."""
-        shift = self._scaling.log_abs_det_jacobian_
-        history["training_log_likelihood"] += shift
-        history["validation_log_likelihood"] += shift
-        if warm:
-            history["iteration"] += self.n_iter_
-            history = pd.concat([self.history_, history], ignore_index=True)
-        self.history_ = history
-        self.n_iter_ = int(history["iteration"].iloc[-1])
-        self.entropy_ = entropy - shift
-        for name in ("normalizer_", "normalizer_std_error_", "normalizer_ess_"):
-            vars(self).pop(name, None)  # An earlier fit may have had a proxy.
-
-    def _train(self, models, folds, seed):
-        early_stopping = None
-        if self.early_stopping:
-            early_stopping = EarlyStopping(self.n_iter_no_change, self.tol)
-        device = resolve_device(self.device)
-        if self.objective == "jeffreys":
-            multipliers = AdaptiveMultipliers(folds.training.shape[1], device)
-        else:
-            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
-            multipliers = FixedMultipliers(weights, device)
-        trainer = Trainer(models.to(device), multipliers, self.learning_rate_init)
-        n_rows = len(folds.rows.values)
-        history = train(
-            trainer,
-            folds.to(device),
-            early_stopping,
-            max_iter=self.max_iter,
-            batch_size=self._resolve_batch_size(n_rows),
-            generator=torch.Generator(device).manual_seed(seed),
-            verbose=bool(self.verbose),
-        )
-        return trainer, history
-
-    def _resolve_batch_size(self, n_rows):
-        if self.batch_size != "auto":
-            return self.batch_size
-        return 64 if n_rows < 1_000 else 128 if n_rows < 5_000 else 256
-
-    def _measure_normalizer(self, seed):
-        """Satisfy ``Z = 1`` in the constant of the energy, then measure ``Z`` afresh."""
-        generator = torch.Generator().manual_seed(seed)
-        proxy, flow = self._models["proxy"], self._models["flow"]
-        measured = measure_normalizer(proxy, flow, NORMALIZER_SAMPLES, generator)
-        if self.objective == "jeffreys" and measured.is_known:
-            proxy.add_constant(-math.log(measured.value))
-            measured = measure_normalizer(proxy, flow, NORMALIZER_SAMPLES, generator)
-        if not measured.is_known:
-            warnings.warn(
-                "The normaliser of the proxy is unknown: the effective sample size of its "
-                f"estimate is {measured.ess:.2g} of {NORMALIZER_SAMPLES} samples. "
-                "proxy_score_samples is known up to a constant only; score_samples is not "
-                'concerned. proxy="flow" keeps the normaliser known.',
-                NormalizerWarning,
-                stacklevel=5,
-            )
-            measured = measured._replace(value=math.nan, std_error=math.nan)
-        self.normalizer_, self.normalizer_std_error_, self.normalizer_ess_, _ = measured
 
     def _evaluate(self, X, log_density):
         check_is_fitted(self)
-        rows = self._scaling.transform(self._validate_rows(X, reset=False))
-        return self._in_batches(rows, log_density) + self._scaling.log_abs_det_jacobian_
-
-    def _in_batches(self, rows, function):
-        """Apply ``function(models, batch)`` in double precision, a batch of rows at a time."""
-        device = resolve_device(self.device, double=True)
-        models = self._models
-        if device.type != "cpu":
-            # The estimator keeps its models on the CPU, so that it scores and loads anywhere.
-            models = copy.deepcopy(models).to(device)
-        with torch.no_grad():
-            return np.concatenate(
-                [
-                    function(models, torch.from_numpy(rows[batch]).to(device)).cpu().numpy()
-                    for batch in gen_batches(len(rows), SCORING_BATCH_SIZE)
-                ]
-            )
+        X = self._validate_rows(X, reset=False)
+        return self._log_density(np.empty((len(X), 0)), X, log_density)

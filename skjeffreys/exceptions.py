@@ -1,10 +1,14 @@
 """Warnings raised by skjeffreys, each with a class of its own to filter on."""
 
-__all__ = ["DegenerateDataWarning", "NormalizerWarning"]
+__all__ = ["DegenerateDataWarning", "ExtrapolationWarning", "NormalizerWarning"]
 
 
 class DegenerateDataWarning(UserWarning):
     """The data has no density as it stands: constant or rounded columns, repeated rows."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """Conditions are far from all that a conditional density was trained on."""
 
 
 class NormalizerWarning(UserWarning):

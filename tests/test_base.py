@@ -49,7 +49,7 @@ def test_log_density_is_that_of_the_mixtures(fitted, bases):
 
 
 def test_samples_have_the_moments_of_the_mixtures(bases):
-    samples = bases.sample(40_000, torch.Generator().manual_seed(0))
+    samples = bases.sample(torch.empty(40_000, 0), torch.Generator().manual_seed(0))
     # A fitted mixture has the mean and the covariance of its rows.
     X = clusters(200)
     rows = X.mean(axis=0), np.cov(X.T, ddof=0)
@@ -61,7 +61,7 @@ def test_samples_have_the_moments_of_the_mixtures(bases):
 
 
 def test_every_second_member_gets_a_mixture_where_rows_cluster():
-    weights = fit_bases(make_folds(clusters(300)), seed=0).weights
+    weights = fit_bases(make_folds(clusters(300)), tailed=True, seed=0).weights
     n_components = (weights > 0).sum(dim=1) - len(TAIL_SCALES)
     assert n_components[[0, 2]].tolist() == [1, 1]
     assert (n_components[[1, 3]] >= 2).all()
@@ -69,14 +69,14 @@ def test_every_second_member_gets_a_mixture_where_rows_cluster():
 
 def test_no_mixture_where_it_does_worse_on_the_rows_left_out():
     X = np.random.RandomState(0).standard_normal((40, 15))
-    bases = fit_bases(make_folds(X), seed=0)
+    bases = fit_bases(make_folds(X), tailed=True, seed=0)
     assert bases.n_components == 1 + len(TAIL_SCALES)
     assert (bases.means == 0).all()
 
 
 def test_every_base_has_heavy_tails():
     X = clusters(300)
-    bases = fit_bases(make_folds(X), seed=0).double()
+    bases = fit_bases(make_folds(X), tailed=True, seed=0).double()
     X_far = torch.tensor(X[:1], dtype=torch.float64) * torch.tensor([[1.0], [30], [300], [3000]])
     near, *far = bases.log_prob(X_far).min(dim=0).values
     # A normal density would lose the square of the distance: 450, 45,000, 4,500,000 nats.
@@ -84,15 +84,16 @@ def test_every_base_has_heavy_tails():
     # Close by, nothing is lost.
     folds = make_folds(X)
     plain = GaussianMixtures([standard_normal(3)])
-    with_tails = GaussianMixtures([_with_tails(standard_normal(3))])
+    with_tails = GaussianMixtures([_with_tails(standard_normal(3), tailed=True)])
     rows = folds.rows.values
     assert (with_tails.log_prob(rows) > plain.log_prob(rows) - 0.0011).all()
 
 
 def test_tails_hardly_change_the_variance():
-    weights, _, factors = _with_tails(standard_normal(2))
+    weights, _, factors = _with_tails(standard_normal(2), tailed=np.array([True, False]))
     assert weights.sum() == pytest.approx(1)
     assert weights @ factors[:, 0, 0] ** -2.0 == pytest.approx(1, abs=0.025)
+    assert (factors[:, 1, 1] == 1).all()
 
 
 def test_resampling_keeps_rows_of_equal_weight_and_repeats_heavy_ones():

@@ -7,6 +7,7 @@ import torch
 from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
+from skjeffreys._rows import Rows
 
 
 def test_equal_weights():
@@ -41,6 +42,10 @@ def test_weights_out_of_range_are_not_known(log_weight, value):
     assert not estimate.is_known
 
 
+#: Without conditions it does not matter which.
+ANY_ROWS = Rows(torch.zeros(5, 1), torch.full((5,), 0.2))
+
+
 def normal_members(n_members=1):
     return GaussianMixtures([standard_normal(1)] * n_members).double()
 
@@ -64,7 +69,7 @@ def test_error_bar_covers_the_known_mass():
     z_scores = []
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
-        measured = measure_normalizer(Shifted(0.7, 2.0), flow, 2000, generator)
+        measured = measure_normalizer(Shifted(0.7, 2.0), flow, ANY_ROWS, 2000, generator)
         z_scores.append((measured.value - 2.0) / measured.std_error)
     assert np.mean(np.abs(z_scores) < 2) >= 0.85
     assert abs(np.mean(z_scores)) < 0.6
@@ -73,7 +78,8 @@ def test_error_bar_covers_the_known_mass():
 def test_mass_that_the_flow_misses_is_found_in_the_reference():
     narrow = standard_normal(1)._replace(factors=np.full((1, 1, 1), 1 / 0.3))
     flow = GaussianMixtures([narrow]).double()
-    measured = measure_normalizer(Shifted(0.0, 1.0), flow, 5000, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    measured = measure_normalizer(Shifted(0.0, 1.0), flow, ANY_ROWS, 5000, generator)
     assert measured.value == pytest.approx(1, abs=0.05)
 
 
@@ -85,7 +91,7 @@ def test_normalizer_of_a_tilted_ensemble():
     flow = normal_members(3)
     grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
     exact = proxy.log_density(grid, flow.log_prob(grid)).exp().sum().item() * 16 / 20_000
-    measured = measure_normalizer(proxy, flow, 20_000, torch.Generator().manual_seed(0))
+    measured = measure_normalizer(proxy, flow, ANY_ROWS, 20_000, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(exact, abs=4 * measured.std_error)
     assert measured.ess >= 1 / math.cosh(1.8) ** 2
 
@@ -95,6 +101,6 @@ def test_constant_of_the_energy_scales_the_normalizer(reference):
     proxy = Proxy(reference, Tilt(1, (8,), 1.8)).double()
     proxy.add_constant(math.log(0.4))
     flow = normal_members(3)
-    measured = measure_normalizer(proxy, flow, 100, torch.Generator().manual_seed(0))
+    measured = measure_normalizer(proxy, flow, ANY_ROWS, 100, torch.Generator().manual_seed(0))
     assert measured.value == pytest.approx(0.4)
     assert measured.ess == pytest.approx(1)

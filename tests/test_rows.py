@@ -15,7 +15,7 @@ grids = arrays(
 
 def canonical(rows, weights=None, constant=NONE, tied=NONE):
     weights = np.ones(len(rows)) if weights is None else weights
-    return canonical_rows(rows, weights, constant, tied, np.random.RandomState(0))
+    return Rows(*canonical_rows(rows, weights, constant, tied, np.random.RandomState(0)))
 
 
 def assert_same(first, second):

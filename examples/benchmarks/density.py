@@ -43,7 +43,7 @@ COLUMNS += ["normalizer", "normalizer_std_error", "normalizer_ess"]
 def split_table(path, n_train, split):
     """Draw training rows, 70% of the table at most, and test rows."""
     X = np.load(path)["X"].astype(float)
-    order = np.random.default_rng([split, n_train]).permutation(len(X))
+    order = np.random.default_rng([n_train, split]).permutation(len(X))
     n = min(n_train, int(0.7 * len(X)))
     return X[order[:n]], X[order[n : n + MAXIMUM_TEST_ROWS]]
 

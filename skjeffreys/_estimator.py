@@ -1,0 +1,341 @@
+"""What the estimators share: parameters, one way to train, to score and to sample."""
+
+__all__ = ["JeffreysEstimator", "has_proxy"]
+
+import copy
+import math
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight
+from torch import nn
+
+from ._base import GaussianMixtures, fit_bases, standard_normal
+from ._bounds import Bounds
+from ._coordinates import Coordinates
+from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
+from ._flow import CouplingFlows
+from ._normalizer import measure_normalizer
+from ._problem import AdaptiveMultipliers, FixedMultipliers
+from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
+from ._torch import resolve_device, seeded_initialization, training_context
+from ._training import EarlyStopping, Trainer, train
+from ._validation import (
+    check_layer_sizes,
+    check_range,
+    check_some_weight,
+    check_weights,
+    private_random_state,
+)
+from .exceptions import NormalizerWarning
+
+#: Fresh samples that measure the normaliser.
+NORMALIZER_SAMPLES = 10_000
+#: Largest tilt of the reference of the proxy, in nats. Around the flow, such that the effective
+#: sample size of the normaliser is at least 0.1; around a normal density, hardly a bound.
+TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
+#: Parameters that fitted models depend on.
+ARCHITECTURE = (
+    "objective", "proxy", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
+)  # fmt: skip
+#: Rows scored at once: memory is in proportion to it.
+SCORING_BATCH_SIZE = 1024
+
+
+def has_proxy(estimator):
+    """Whether the estimator trains a proxy, for methods that need one."""
+    return estimator.objective != "likelihood"
+
+
+class JeffreysEstimator(BaseEstimator):
+    """A density of target columns given columns of conditions, which there may be none of.
+
+    A subclass validates what its users pass in. Here, conditions are arrays of shape (n, q),
+    targets arrays of shape (n, d), both of float64 and in original units.
+    """
+
+    _parameter_constraints: dict = {
+        "objective": [StrOptions({"jeffreys", "weighted", "likelihood"})],
+        "proxy": [StrOptions({"flow", "energy"})],
+        "bounds": ["array-like", None],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
+        "weights": ["array-like"],
+        "hidden_layer_sizes": ["array-like"],
+        "n_transforms": [Interval(Integral, 1, None, closed="left")],
+        "n_bins": [Interval(Integral, 2, None, closed="left")],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "device": [str],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        *,
+        objective="jeffreys",
+        proxy="flow",
+        weights=(1.0, 1.0, 1.0),
+        bounds=None,
+        n_estimators=5,
+        hidden_layer_sizes=(64, 64),
+        n_transforms=4,
+        n_bins=8,
+        learning_rate_init=0.01,
+        batch_size="auto",
+        max_iter=4000,
+        early_stopping=True,
+        validation_fraction=0.2,
+        n_iter_no_change=3,
+        tol=1e-3,
+        warm_start=False,
+        device="auto",
+        verbose=False,
+        random_state=None,
+    ):
+        self.objective = objective
+        self.proxy = proxy
+        self.weights = weights
+        self.bounds = bounds
+        self.n_estimators = n_estimators
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.n_transforms = n_transforms
+        self.n_bins = n_bins
+        self.learning_rate_init = learning_rate_init
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_models")
+
+    def _is_warm(self):
+        return self.warm_start and hasattr(self, "_models")
+
+    def _fit(self, conditions, targets, sample_weight, name, names):
+        """Train on rows; ``name`` is that of the targets, ``names`` those of their columns."""
+        warm = self._is_warm()
+        check_weights(self.weights)
+        check_layer_sizes(self.hidden_layer_sizes)
+        bounds = Bounds(self.bounds, targets.shape[1])
+        sample_weight = _check_sample_weight(
+            sample_weight, targets, dtype=np.float64, ensure_non_negative=True
+        )
+        check_some_weight(sample_weight)
+        used = sample_weight > 0
+        conditions, targets, sample_weight = conditions[used], targets[used], sample_weight[used]
+        bounds.check(targets, name, names)
+        check_range(targets, name, names)
+        if not warm:
+            vars(self).pop("_models", None)  # Should this fit fail, nothing is fitted.
+            self._coordinates = Coordinates(bounds, conditions, targets, sample_weight)
+        random_state = private_random_state(self.random_state)
+        seeds = random_state.randint(np.iinfo(np.int32).max, size=4).tolist()
+        rows_seed, models_seed, training_seed, normalizer_seed = seeds
+        random_state = np.random.RandomState(rows_seed)
+        rows = self._training_rows(conditions, targets, sample_weight, random_state, name, names)
+        with training_context():
+            folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
+            models = self._fitted_models() if warm else self._new_models(folds, models_seed)
+            trainer, history = self._train(models, folds, training_seed)
+            self._fitted_architecture = self._architecture()
+            self._models = models.cpu().double().requires_grad_(False)
+            shift = self._coordinates.log_abs_det_jacobian(targets)
+            shift = float(np.average(shift, weights=sample_weight))
+            self._record(history, trainer.entropy, shift, warm)
+            if self.objective != "likelihood":
+                self._measure_normalizer(rows, normalizer_seed)
+        return self
+
+    def _training_rows(self, conditions, targets, sample_weight, random_state, name, names):
+        """Compute coordinates of the rows and merge them; warn of what has no density."""
+        q = self._coordinates.n_conditions
+        constant = self._coordinates.constant_columns
+        tied = np.setdiff1d(tied_columns(targets), constant)
+        values = self._coordinates.transform(conditions, targets)
+        values, weights = canonical_rows(
+            values, sample_weight, q + constant, q + tied, random_state
+        )
+        warn_degenerate(name, len(targets), len(values), constant, tied, names)
+        return Rows(values, weights, n_conditions=q)
+
+    def _new_models(self, folds, seed):
+        """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
+        hidden_layer_sizes = tuple(self.hidden_layer_sizes)
+        n_conditions, n_columns = folds.rows.n_conditions, folds.rows.values.shape[1]
+        # Where a bound is, no row can be far out.
+        base = fit_bases(folds, self._coordinates.bounds.unbounded, seed)
+        with seeded_initialization(seed):
+            flow = CouplingFlows(
+                base,
+                n_conditions=n_conditions,
+                hidden_layer_sizes=hidden_layer_sizes,
+                n_transforms=self.n_transforms,
+                n_bins=self.n_bins,
+            )
+            models = nn.ModuleDict({"flow": flow})
+            if self.objective != "likelihood":
+                if self.proxy == "flow":
+                    reference = EnsembleReference()
+                else:
+                    reference = FixedReference(GaussianMixtures([standard_normal(base.n_features)]))
+                tilt = Tilt(n_columns, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
+                models["proxy"] = Proxy(reference, tilt)
+        return models
+
+    def _architecture(self):
+        sizes = {"hidden_layer_sizes": tuple(self.hidden_layer_sizes)}
+        return {name: getattr(self, name) for name in ARCHITECTURE} | sizes
+
+    def _fitted_models(self):
+        """Return copies of the fitted models, for a warm start."""
+        if self._architecture() != self._fitted_architecture:
+            raise ValueError(
+                f"With warm_start=True the parameters {', '.join(ARCHITECTURE)} must stay as in "
+                "the previous fit. Put them back, or set warm_start=False."
+            )
+        return copy.deepcopy(self._models).float().requires_grad_(True)
+
+    def _record(self, history, entropy, shift, warm):
+        """Keep the history in original units, after that of earlier fits where ``warm``."""
+        history["training_log_likelihood"] += shift
+        history["validation_log_likelihood"] += shift
+        if warm:
+            history["iteration"] += self.n_iter_
+            history = pd.concat([self.history_, history], ignore_index=True)
+        self.history_ = history
+        self.n_iter_ = int(history["iteration"].iloc[-1])
+        self.entropy_ = entropy - shift
+        for name in ("normalizer_", "normalizer_std_error_", "normalizer_ess_"):
+            vars(self).pop(name, None)  # An earlier fit may have had a proxy.
+
+    def _train(self, models, folds, seed):
+        early_stopping = None
+        if self.early_stopping:
+            early_stopping = EarlyStopping(self.n_iter_no_change, self.tol)
+        device = resolve_device(self.device)
+        if self.objective == "jeffreys":
+            multipliers = AdaptiveMultipliers(folds.training.shape[1], device)
+        else:
+            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
+            multipliers = FixedMultipliers(weights, device)
+        trainer = Trainer(models.to(device), multipliers, self.learning_rate_init)
+        n_rows = len(folds.rows.values)
+        history = train(
+            trainer,
+            folds.to(device),
+            early_stopping,
+            max_iter=self.max_iter,
+            batch_size=self._resolve_batch_size(n_rows),
+            generator=torch.Generator(device).manual_seed(seed),
+            verbose=bool(self.verbose),
+        )
+        return trainer, history
+
+    def _resolve_batch_size(self, n_rows):
+        if self.batch_size != "auto":
+            return self.batch_size
+        return 64 if n_rows < 1_000 else 128 if n_rows < 5_000 else 256
+
+    def _measure_normalizer(self, rows, seed):
+        """Satisfy ``Z = 1`` in the constant of the energy, then measure ``Z`` afresh."""
+        generator = torch.Generator().manual_seed(seed)
+        proxy, flow = self._models["proxy"], self._models["flow"]
+        measured = measure_normalizer(proxy, flow, rows, NORMALIZER_SAMPLES, generator)
+        if self.objective == "jeffreys" and measured.is_known:
+            proxy.add_constant(-math.log(measured.value))
+            measured = measure_normalizer(proxy, flow, rows, NORMALIZER_SAMPLES, generator)
+        if not measured.is_known:
+            warnings.warn(
+                "The normaliser of the proxy is unknown: the effective sample size of its "
+                f"estimate is {measured.ess:.2g} of {NORMALIZER_SAMPLES} samples. "
+                "proxy_score_samples is known up to a constant only; score_samples is not "
+                'concerned. proxy="flow" keeps the normaliser known.',
+                NormalizerWarning,
+                stacklevel=5,
+            )
+            measured = measured._replace(value=math.nan, std_error=math.nan)
+        self.normalizer_, self.normalizer_std_error_, self.normalizer_ess_, _ = measured
+
+    def _log_density(self, conditions, targets, log_density):
+        """Evaluate ``log_density(models, rows)`` at targets, in nats of the original units."""
+        inside = self._coordinates.bounds.contain(targets)
+        conditions, targets = conditions[inside], targets[inside]
+        result = np.full(len(inside), -np.inf)
+        rows = self._coordinates.transform(conditions, targets)
+        result[inside] = self._in_batches(rows, log_density)
+        result[inside] += self._coordinates.log_abs_det_jacobian(targets)
+        return result
+
+    def _in_batches(self, rows, function):
+        """Apply ``function(models, batch)`` in double precision, a batch of rows at a time."""
+        device = resolve_device(self.device, double=True)
+        models = self._models
+        if device.type != "cpu":
+            # The estimator keeps its models on the CPU, so that it scores and loads anywhere.
+            models = copy.deepcopy(models).to(device)
+        result = np.empty(len(rows))
+        with torch.no_grad():
+            for batch in gen_batches(len(rows), SCORING_BATCH_SIZE):
+                batch_rows = torch.from_numpy(rows[batch]).to(device)
+                result[batch] = function(models, batch_rows).cpu().numpy()
+        return result
+
+    def _sample_rows(self, conditions, random_state):
+        """Draw coordinates of targets for each row of conditions, (n, q) to (n, q + d)."""
+        random_state = private_random_state(
+            self.random_state if random_state is None else random_state
+        )
+        flow = self._models["flow"]
+        generator = torch.Generator().manual_seed(random_state.randint(np.iinfo(np.int32).max))
+        conditions = torch.from_numpy(self._coordinates.transform_conditions(conditions))
+        members = random_state.randint(flow.n_members, size=len(conditions))
+        index, position = _rectangle(members, flow.n_members)
+        batches = [
+            flow.sample(conditions[index[:, batch]], generator)
+            for batch in gen_batches(index.shape[1], SCORING_BATCH_SIZE)
+        ]
+        return torch.cat(batches, dim=1)[members, position].numpy()
+
+
+def _rectangle(groups, n_groups):
+    """Arrange the members of groups side by side.
+
+    Parameters
+    ----------
+    groups : ndarray of int, shape (n,)
+        The group of each.
+
+    Returns
+    -------
+    index : ndarray of int, shape (n_groups, largest)
+        Who is in each group, with the very first wherever a group is smaller than the largest.
+    position : ndarray of int, shape (n,)
+        ``index[groups[i], position[i]] == i``.
+    """
+    counts = np.bincount(groups, minlength=n_groups)
+    order = np.argsort(groups, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.zeros((n_groups, counts.max()), dtype=int)
+    index[groups, position] = np.arange(len(groups))
+    return index, position

@@ -1,0 +1,577 @@
+"""The estimator of a conditional density, ``p(y | X)``, on the same problem and loop."""
+
+__all__ = ["JeffreysConditionalDensity"]
+
+import warnings
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.utils import check_consistent_length, gen_batches
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
+
+from ._energy import mixture_log_density
+from ._estimator import SCORING_BATCH_SIZE, JeffreysEstimator, has_proxy
+from ._validation import check_finite, check_numeric, check_range
+from .exceptions import ExtrapolationWarning
+
+#: Samples of each member whose mean is the conditional mean.
+PREDICTION_SAMPLES = 50
+#: Halvings of an interval that brackets a quantile: to double precision.
+BISECTIONS = 60
+#: Times the largest distance of training conditions from their mean, beyond which others are far.
+FAR = 2
+
+
+class JeffreysConditionalDensity(JeffreysEstimator):
+    r"""Density of targets given conditions, trained on the symmetric Jeffreys divergence.
+
+    The problem, the models and the training are those of :class:`JeffreysDensity`, with
+    conditional flows :math:`p_\theta(y \mid x)` and a conditional proxy
+    :math:`q_\psi(y \mid x)`, whose normaliser is held at one in expectation over :math:`x`. Uses
+    are regression with full uncertainty, and simulation-based inference: with parameters as
+    ``y`` and simulations as ``X``, the density given an observation is the posterior.
+
+    Columns are standardised inside, and the density is that of ``y`` in its original units.
+
+    Parameters
+    ----------
+    objective : {"jeffreys", "weighted", "likelihood"}, default="jeffreys"
+        - ``"jeffreys"``: the constrained problem, with adaptive multipliers.
+        - ``"weighted"``: the same three divergences with fixed ``weights``.
+        - ``"likelihood"``: the flow alone, by maximum likelihood. There is then no proxy, no
+          normaliser and no :meth:`proxy_score_samples`.
+
+    proxy : {"flow", "energy"}, default="flow"
+        What the network of the proxy tilts. ``"flow"``: the mean density of the members, for
+        each member that of the others, which keeps the normaliser known in any dimension.
+        ``"energy"``: a standard normal density (of the standardised columns), the independent
+        energy of [1]_: smoother, for few rows of a simple shape; where the shape is not simple
+        it knows less than the flow.
+
+    weights : tuple of three floats, default=(1.0, 1.0, 1.0)
+        Weights of the forward and the reverse divergence and of the fidelity of the proxy,
+        when ``objective="weighted"``.
+
+    bounds : tuple (low, high), default=None
+        Bounds of the columns: two numbers, or two arrays of one number per column; infinite
+        where a column has none. The density is zero outside and on the bounds, and integrates
+        to one inside. None sets no bounds.
+
+    n_estimators : int, default=5
+        Members of the ensemble, trained together; the density is the mean of theirs. Each
+        leaves out other rows and learns from the others, through the proxy, what these tell.
+
+    hidden_layer_sizes : tuple of int, default=(64, 64)
+        Hidden layers of every network: one in each coupling of the flow, one in the proxy.
+
+    n_transforms : int, default=4
+        Coupling transforms of the flow.
+
+    n_bins : int, default=8
+        Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
+
+    learning_rate_init : float, default=0.01
+        Step of the Adam optimiser, reached after 30 steps and kept until the last sixth of all
+        steps, over which it falls to zero.
+
+    batch_size : int or "auto", default="auto"
+        Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
+        5,000.
+
+    max_iter : int, default=4000
+        Optimiser steps (not epochs) at most.
+
+    early_stopping : bool, default=True
+        Whether to stop when the log-likelihood of the rows that the members leave out no
+        longer improves, after a last sixth of all steps in which the learning rate falls to
+        zero, and to keep the best iterate of each member. Otherwise training goes on for
+        ``max_iter`` steps and the last iterate is kept.
+
+    validation_fraction : float, default=0.2
+        Share of the distinct rows that each member leaves out of its training, 1,000 rows at
+        most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
+
+    n_iter_no_change : int, default=3
+        Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
+        which early stopping sets in; an eighth of all evaluations so far, if that is more.
+
+    tol : float, default=1e-3
+        Smallest improvement of the validation log-likelihood that counts, in nats.
+
+    warm_start : bool, default=False
+        Whether another :meth:`fit` goes on from the fitted models, multipliers and scaling
+        instead of starting anew.
+
+    device : str, default="auto"
+        Device of torch to train and score on, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is
+        the accelerator torch sees, else the CPU. Results are always NumPy arrays.
+
+    verbose : bool, default=False
+        Whether to show a progress bar.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds the initial weights, the validation split, the batches and the samples. With
+        None each fit differs; NumPy's global generator is never used.
+
+    Attributes
+    ----------
+    normalizer_ : float
+        Normaliser of the proxy by importance sampling, on samples of the fitted flow that
+        nothing was trained on; NaN if it could not be measured. Not with
+        ``objective="likelihood"``, like the next two.
+
+    normalizer_std_error_ : float
+        Standard error of ``normalizer_``.
+
+    normalizer_ess_ : float
+        Effective sample size behind ``normalizer_``, as a fraction of the samples in (0, 1].
+
+    entropy_ : float
+        Entropy of the data, in nats of the original units, from which the forward divergence
+        and the fidelity are counted: a quarter nat per column below the best negative
+        log-likelihood of the rows that the members leave out.
+
+    history_ : DataFrame
+        One row per evaluation: ``iteration``; ``forward``, ``reverse`` and ``fidelity``
+        divergence and ``normalizer``, means since the last evaluation; the multipliers
+        ``lambda_1``, ``lambda_2``, ``lambda_3`` and ``mu``; ``training_log_likelihood`` of the
+        batches and ``validation_log_likelihood``, in nats of the original units.
+
+    n_iter_ : int
+        Optimiser steps done.
+
+    n_features_in_ : int
+        Number of columns seen during :meth:`fit`.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the columns, if ``X`` had names that are all strings.
+
+    n_targets_ : int
+        Number of columns of ``y``.
+
+    See Also
+    --------
+    JeffreysDensity : Density of rows without conditions.
+
+    Notes
+    -----
+    A target that takes few distinct values has no density; its values are spread uniformly over
+    their cell, with a :class:`~skjeffreys.DegenerateDataWarning`. Conditions may take few.
+
+    References
+    ----------
+    .. [1] O. Ben-Dov and L. F. O. Chamon, "Adaptive Symmetrization of the KL Divergence",
+       2025. https://arxiv.org/abs/2511.11159
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skjeffreys import JeffreysConditionalDensity
+    >>> rng = np.random.RandomState(0)
+    >>> X = rng.uniform(size=(300, 1))
+    >>> y = np.sin(6 * X[:, 0]) + 0.2 * rng.standard_normal(300)
+    >>> density = JeffreysConditionalDensity(max_iter=200, random_state=0).fit(X, y)
+    >>> density.score_samples(X[:3], y[:3]).shape
+    (3,)
+    >>> density.sample(X[:3], n_samples=5).shape
+    (3, 5, 1)
+    >>> density.predict_quantile(X[:3], [0.05, 0.95]).shape
+    (3, 2)
+    """
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Learn the density of the rows of ``y`` given those of ``X``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Conditions, without missing values.
+
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets, without missing values and inside ``bounds``.
+
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows in the data terms of the objective. Only their
+            ratios matter. Rows of weight zero are left out.
+
+        Returns
+        -------
+        self : JeffreysConditionalDensity
+
+        Raises
+        ------
+        ValueError
+            If ``X`` or ``y`` has NaN, infinite or non-numeric values, too few rows or another
+            number of rows than the other, or ``y`` values outside ``bounds``.
+        FloatingPointError
+            If the loss stays non-finite although training is taken back and slowed down.
+
+        Warns
+        -----
+        DegenerateDataWarning
+            If targets are constant or take few values, or rows are repeated.
+        NormalizerWarning
+            If the normaliser of the proxy cannot be measured.
+        """
+        names = getattr(y, "columns", None)
+        X = self._validate_conditions(X, reset=not self._is_warm())
+        y = self._validate_targets(X, y)
+        targets = y.reshape(len(y), -1)
+        self._fit(X, targets, sample_weight, "y", names)
+        self.n_targets_, self._targets_ndim = targets.shape[1], y.ndim
+        # What far means for the conditions of later calls.
+        conditions = self._coordinates.transform_conditions(X)
+        self._contexts = EmpiricalCovariance().fit(conditions)
+        self._largest_distance = self._contexts.mahalanobis(conditions).max()
+        return self
+
+    def score_samples(self, X, y):
+        """Log-density of each row of ``y`` given the same row of ``X``.
+
+        Computed in double precision, a batch of rows at a time.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            ``log p_theta(y | x)``, in nats of the original units of ``y``: for fixed ``x`` its
+            exponential integrates to one. Minus infinity outside the bounds.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        ValueError
+            If ``X`` or ``y`` has other columns than in training, or NaN, infinite or
+            non-numeric values, or if their lengths differ.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            If rows of ``X`` are far from all that the estimator was trained on.
+        """
+        return self._evaluate(
+            X, y, lambda models, rows: mixture_log_density(models["flow"].log_prob(rows))
+        )
+
+    def score(self, X, y):
+        """Mean log-density of the rows of ``y`` given those of ``X``, in nats; greater is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+        Returns
+        -------
+        score : float
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`score_samples`.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        return float(np.mean(self.score_samples(X, y)))
+
+    @available_if(has_proxy)
+    def proxy_score_samples(self, X, y):
+        """Logarithm of the quasi-normalised density of the proxy at ``y`` given ``X``.
+
+        In the mean over ``x`` it integrates to ``normalizer_``; for each ``x`` to
+        :meth:`conditional_normalizer`. Not with ``objective="likelihood"``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats of the original units of ``y``.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`score_samples`.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        return self._evaluate(
+            X,
+            y,
+            lambda models, rows: models["proxy"].log_density(rows, models["flow"].log_prob(rows)),
+        )
+
+    def sample(self, X, n_samples=1, random_state=None):
+        """Draw targets given each row of ``X``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features)
+
+        n_samples : int, default=1
+            Number of draws for each row.
+
+        random_state : int, RandomState instance or None, default=None
+            None uses the ``random_state`` of the estimator: with an int there, each call
+            returns the same targets.
+
+        Returns
+        -------
+        y : ndarray of shape (n_rows, n_samples, n_targets), float64
+            In the original units, inside the bounds.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        ValueError
+            If ``n_samples`` is less than one, or ``X`` is not as :meth:`score_samples` needs it.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        X = self._validate_call(X, n_samples)
+        rows = self._sample_rows(np.repeat(X, n_samples, axis=0), random_state)
+        return self._coordinates.inverse_transform(rows).reshape(len(X), n_samples, -1)
+
+    def predict(self, X):
+        """Conditional mean of the targets given each row of ``X``.
+
+        The mean of 50 samples of each member, from the same noise for all rows and calls. With
+        five members its standard error is 6% of the standard deviation of the target.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features)
+
+        Returns
+        -------
+        mean : ndarray of shape (n_rows,) or (n_rows, n_targets), float64
+            Of as many dimensions as ``y`` had in :meth:`fit`.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`sample`.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        X = self._validate_call(X)
+        conditions = torch.from_numpy(self._coordinates.transform_conditions(X))
+        flow = self._models["flow"]
+        noise = flow.base.sample(
+            conditions.new_empty(PREDICTION_SAMPLES, 0), torch.Generator().manual_seed(0)
+        )
+        means = [
+            self._mean_of(flow, conditions[batch], noise)
+            for batch in gen_batches(len(X), SCORING_BATCH_SIZE // PREDICTION_SAMPLES)
+        ]
+        mean = np.concatenate(means)
+        return mean[:, 0] if self._targets_ndim == 1 else mean
+
+    def predict_quantile(self, X, q):
+        r"""Conditional quantiles of a single target, by bisection of its distribution function.
+
+        .. math:: F(y \mid x) = \tfrac1M \sum_k F_k(T_k(y; x)),
+
+        with :math:`T_k` the flow of a member, increasing in :math:`y`, and :math:`F_k` the
+        distribution function of its base.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features)
+
+        q : float or array-like of shape (n_quantiles,)
+            Levels, between zero and one.
+
+        Returns
+        -------
+        quantiles : ndarray of shape (n_rows,) or (n_rows, n_quantiles), float64
+            In the original units.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        ValueError
+            If there are several targets, a level is not between zero and one, or ``X`` is not
+            as :meth:`score_samples` needs it.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        check_is_fitted(self)
+        if self.n_targets_ > 1:
+            raise ValueError(
+                f"predict_quantile needs a single target; this estimator was fitted to "
+                f"{self.n_targets_}. Take quantiles of the columns of sample(X, n_samples)."
+            )
+        levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(f"q={q!r} must be one level or a list of levels between 0 and 1.")
+        X = self._validate_conditions(X, reset=False)
+        shape = (len(X), len(levels))
+        X = np.repeat(X, len(levels), axis=0)
+        quantiles = self._quantiles(X, np.tile(levels, shape[0])).reshape(shape)
+        return quantiles[:, 0] if np.ndim(q) == 0 else quantiles
+
+    @available_if(has_proxy)
+    def conditional_normalizer(self, X, n_samples=1000, random_state=None):
+        """Normaliser of the proxy given each row of ``X``, by importance sampling.
+
+        Training holds its mean over ``x``, ``normalizer_``, at one; where it is far from one
+        for some ``x``, the proxy and the flow disagree there on how probable ``x`` is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_rows, n_features)
+
+        n_samples : int, default=1000
+            Samples for each row.
+
+        random_state : int, RandomState instance or None, default=None
+            As in :meth:`sample`.
+
+        Returns
+        -------
+        normalizer : ndarray of shape (n_rows,), float64
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`sample`.
+
+        Warns
+        -----
+        ExtrapolationWarning
+            As :meth:`score_samples`.
+        """
+        X = self._validate_call(X, n_samples)
+        rows = self._sample_rows(np.repeat(X, n_samples, axis=0), random_state)
+        log_weights = self._in_batches(rows, _log_proxy_to_flow)
+        return np.exp(log_weights).reshape(len(X), n_samples).mean(axis=1)
+
+    def _mean_of(self, flow, conditions, noise):
+        """Mean of the targets that flows make of ``noise``, (n_members, k, d), given each row."""
+        shape = (flow.n_members, len(conditions), noise.shape[1], -1)
+        rows = [conditions[:, None].expand(shape), noise[:, None].expand(shape)]
+        rows = flow.transform.inv(torch.cat(rows, dim=-1).flatten(1, 2))
+        targets = self._coordinates.inverse_transform(rows.flatten(0, 1).numpy())
+        return targets.reshape(shape).mean(axis=(0, 2))
+
+    def _validate_call(self, X, n_samples=1):
+        check_is_fitted(self)
+        check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        return self._validate_conditions(X, reset=False)
+
+    def _validate_conditions(self, X, *, reset):
+        check_numeric(X)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=np.float64,
+            ensure_all_finite=False,
+            ensure_min_samples=2 if reset else 1,
+        )
+        names = getattr(self, "feature_names_in_", None)
+        check_finite(X, "X", names)
+        if reset:
+            check_range(X, "X", names)
+        else:
+            self._warn_of_extrapolation(X)
+        return X
+
+    def _validate_targets(self, X, y):
+        check_numeric(y, "y")
+        names = getattr(y, "columns", None)
+        y = check_array(
+            y, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="y"
+        )
+        check_consistent_length(X, y)
+        check_finite(y.reshape(len(y), -1), "y", names)
+        return y
+
+    def _evaluate(self, X, y, log_density):
+        check_is_fitted(self)
+        X = self._validate_conditions(X, reset=False)
+        y = self._validate_targets(X, y).reshape(len(X), -1)
+        if y.shape[1] != self.n_targets_:
+            raise ValueError(
+                f"y has {y.shape[1]} columns, but {type(self).__name__} was fitted to "
+                f"{self.n_targets_}. Pass the same targets as in fit."
+            )
+        return self._log_density(X, y, log_density)
+
+    def _quantiles(self, X, levels):
+        """Bisect the distribution function at a level for each row of conditions."""
+        conditions = self._coordinates.transform_conditions(X)
+        levels = torch.from_numpy(levels)
+
+        def is_below(z):
+            rows = np.column_stack([conditions, z])
+            return self._in_batches(rows, _distribution_function) < levels.numpy()
+
+        low, high = -np.ones(len(X)), np.ones(len(X))
+        while (outside := ~is_below(low)).any():
+            low[outside] *= 2
+        while (outside := is_below(high)).any():
+            high[outside] *= 2
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            below = is_below(middle)
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return self._coordinates.inverse_transform(np.column_stack([conditions, high]))[:, 0]
+
+    def _warn_of_extrapolation(self, X):
+        distance = self._contexts.mahalanobis(self._coordinates.transform_conditions(X))
+        far = np.flatnonzero(distance > FAR**2 * self._largest_distance)
+        if len(far):
+            warnings.warn(
+                f"{len(far)} of {len(X)} rows of X, row {far[0]} first, are more than {FAR} times "
+                "as far (in Mahalanobis distance) from the mean of the training rows as any of "
+                "these: what the estimator says there is extrapolated.",
+                ExtrapolationWarning,
+                stacklevel=4,
+            )
+
+
+def _log_proxy_to_flow(models, rows):
+    log_p = models["flow"].log_prob(rows)
+    return models["proxy"].log_density(rows, log_p) - mixture_log_density(log_p)
+
+
+def _distribution_function(models, rows):
+    flow = models["flow"]
+    return flow.base.distribution_function(
+        flow.transform(rows.expand(flow.n_members, -1, -1))
+    ).mean(dim=0)
