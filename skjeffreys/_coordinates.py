@@ -71,7 +71,8 @@ class Coordinates:
 
     def transform(self, conditions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Compute coordinates of rows that are inside the bounds, (n, q + d)."""
-        return self._scaling.transform(np.hstack([conditions, self.bounds.transform(targets)]))
+        table = np.hstack([conditions, self.bounds.transform(targets)])
+        return (table - self._scaling.mean_) / self._scaling.scale_
 
     def transform_conditions(self, conditions: np.ndarray) -> np.ndarray:
         """Compute the coordinates of conditions, (n, q)."""
@@ -80,7 +81,7 @@ class Coordinates:
 
     def inverse_transform(self, rows: np.ndarray) -> np.ndarray:
         """Compute the targets of rows, (n, q + d) to (n, d)."""
-        table = self._scaling.inverse_transform(rows)
+        table = rows * self._scaling.scale_ + self._scaling.mean_
         return self.bounds.inverse_transform(table[:, self.n_conditions :])
 
     def log_abs_det_jacobian(self, targets: np.ndarray) -> np.ndarray:

@@ -170,7 +170,8 @@ class JeffreysEstimator(BaseEstimator):
         """Compute coordinates of the rows and merge them; warn of what has no density."""
         q = self._coordinates.n_conditions
         constant = self._coordinates.constant_columns
-        tied = np.setdiff1d(tied_columns(targets), constant)
+        tied = tied_columns(np.hstack([conditions, targets])) - q
+        tied = np.setdiff1d(tied[tied >= 0], constant)
         values = self._coordinates.transform(conditions, targets)
         values, weights = canonical_rows(
             values, sample_weight, q + constant, q + tied, random_state
@@ -281,9 +282,10 @@ class JeffreysEstimator(BaseEstimator):
         inside = self._coordinates.bounds.contain(targets)
         conditions, targets = conditions[inside], targets[inside]
         result = np.full(len(inside), -np.inf)
-        rows = self._coordinates.transform(conditions, targets)
-        result[inside] = self._in_batches(rows, log_density)
-        result[inside] += self._coordinates.log_abs_det_jacobian(targets)
+        if inside.any():
+            rows = self._coordinates.transform(conditions, targets)
+            result[inside] = self._in_batches(rows, log_density)
+            result[inside] += self._coordinates.log_abs_det_jacobian(targets)
         return result
 
     def _in_batches(self, rows, function):

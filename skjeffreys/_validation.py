@@ -42,11 +42,13 @@ def check_numeric(X, name="X") -> None:
 
     Object columns pass if they hold numbers only, as scikit-learn converts these.
     """
+    if isinstance(X, pd.Series):
+        X = X.to_frame()
     if not isinstance(X, pd.DataFrame):
         return
     wrong = [
-        f"{name!r} ({column.dtype})"
-        for name, column in X.items()
+        f"{label!r} ({column.dtype})"
+        for label, column in X.items()
         if not (is_numeric_dtype(column) or infer_dtype(column) in NUMERIC_KINDS)
     ]
     if wrong:

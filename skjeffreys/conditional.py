@@ -218,6 +218,11 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         NormalizerWarning
             If the normaliser of the proxy cannot be measured.
         """
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None. For a "
+                "density of X alone use JeffreysDensity."
+            )
         names = getattr(y, "columns", None)
         X = self._validate_conditions(X, reset=not self._is_warm())
         y = self._validate_targets(X, y)
@@ -479,6 +484,12 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         rows = self._sample_rows(np.repeat(X, n_samples, axis=0), random_state)
         log_weights = self._in_batches(rows, _log_proxy_to_flow)
         return np.exp(log_weights).reshape(len(X), n_samples).mean(axis=1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        return tags
 
     def _mean_of(self, flow, conditions, noise):
         """Mean of the targets that flows make of ``noise``, (n_members, k, d), given each row."""

@@ -62,3 +62,44 @@ def test_two_couplings_transform_every_feature(n_features):
 def test_members_start_with_different_hidden_weights():
     weights = new_flow(3).weights
     assert not torch.equal(weights[0], weights[1])
+
+
+def conditional_flow(n_features, n_conditions=2, seed=0):
+    torch.manual_seed(seed)
+    base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS)
+    flow = CouplingFlows(
+        base, n_conditions=n_conditions, hidden_layer_sizes=(16,), n_transforms=3, n_bins=5
+    )
+    torch.nn.init.normal_(flow.weights, std=0.3)
+    return flow.double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("n_features", FEATURES)
+def test_conditions_stay_as_they_are_and_move_the_features(n_features):
+    flow = conditional_flow(n_features)
+    rows = torch.randn(N_MEMBERS, 20, 2 + n_features, dtype=torch.float64)
+    moved = flow.transform(rows)
+    torch.testing.assert_close(moved[..., :2], rows[..., :2])
+    torch.testing.assert_close(flow.transform.inv(moved), rows)
+    elsewhere = rows.clone()
+    elsewhere[..., 0] += 1
+    assert (flow.transform(elsewhere)[..., 2:] != moved[..., 2:]).all()
+
+
+@pytest.mark.parametrize("n_features", FEATURES)
+def test_conditional_log_density_carries_the_jacobian_of_the_features(n_features):
+    flow = conditional_flow(n_features)
+    for rows in torch.randn(5, N_MEMBERS, 1, 2 + n_features, dtype=torch.float64):
+        jacobian = torch.autograd.functional.jacobian(flow.transform, rows)
+        own = torch.stack([jacobian[k, 0, 2:, k, 0, 2:] for k in range(N_MEMBERS)])
+        base = flow.base.log_prob(flow.transform(rows)[..., 2:])[:, 0]
+        expected = base + torch.linalg.slogdet(own)[1]
+        torch.testing.assert_close(flow.log_prob(rows)[:, 0], expected)
+
+
+def test_samples_are_given_their_conditions():
+    flow = conditional_flow(2)
+    conditions = torch.randn(50, 2, dtype=torch.float64)
+    rows = flow.sample(conditions, torch.Generator().manual_seed(0))
+    assert rows.shape == (N_MEMBERS, 50, 4)
+    torch.testing.assert_close(rows[..., :2], conditions.expand(N_MEMBERS, -1, -1))
