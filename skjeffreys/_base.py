@@ -4,7 +4,7 @@ __all__ = ["GaussianMixtures", "Mixture", "fit_bases", "standard_normal"]
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from ._regression import LinearRegressions
 from ._rows import Folds
 
 #: Mixtures that are tried, by their number of components.
@@ -131,7 +132,9 @@ class GaussianMixtures(nn.Module):
         return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
 
 
-def fit_bases(folds: Folds, tailed: np.ndarray, seed: int) -> GaussianMixtures:
+def fit_bases(
+    folds: Folds, regressions: LinearRegressions, tailed: np.ndarray, seed: int
+) -> GaussianMixtures:
     """Choose a base for each member: for every second one a mixture, else a standard normal.
 
     The mixture is fitted to the rows of its member. Its number of components, or whether it
@@ -139,16 +142,24 @@ def fit_bases(folds: Folds, tailed: np.ndarray, seed: int) -> GaussianMixtures:
     follow correlated and clustered rows, and stand in the way where shapes are curved; an
     ensemble of both is ahead of either.
 
-    All get heavy tails in the columns ``tailed``, a mask of shape (d,).
+    What is modelled are the residuals of ``regressions``, which without conditions are the rows
+    themselves. All bases get heavy tails in the columns ``tailed``, a mask of shape (d,).
     """
     normal = standard_normal(folds.rows.targets.shape[1])
     best = [normal] * folds.n_members
-    best_score = _held_out_score(best, folds, tailed)
+    training = regressions.residuals(folds.rows.values[_resample(folds)]).double().numpy()
+    held_out = regressions.residuals(folds.rows.values[folds.held_out])
+
+    def held_out_score(mixtures: list[Mixture]) -> float:
+        bases = GaussianMixtures([_with_tails(mixture, tailed) for mixture in mixtures])
+        return float(folds.held_out_means(bases.log_prob(held_out)).mean())
+
+    best_score = held_out_score(best)
     for n_components in N_COMPONENTS:
-        if n_components > folds.training.shape[1]:
+        if n_components > training.shape[1]:
             break
-        mixtures = [_fit_mixture(rows, n_components, seed) for rows in _resampled(folds)]
-        score = _held_out_score(mixtures, folds, tailed)
+        mixtures = [_fit_mixture(rows, n_components, seed) for rows in training]
+        score = held_out_score(mixtures)
         if score > best_score:
             best_score, best = score, mixtures
     bases = [mixture if k % 2 else normal for k, mixture in enumerate(best)]
@@ -164,21 +175,12 @@ def _fit_mixture(rows: np.ndarray, n_components: int, seed: int) -> Mixture:
     return Mixture(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
 
 
-def _resampled(folds: Folds) -> Iterator[np.ndarray]:
-    """Yield the training rows of each member, each as often as its weight says.
+def _resample(folds: Folds) -> Tensor:
+    """Return indices of the training rows of each member, each as often as its weight says.
 
     Systematic resampling: rows of equal weight come once each, unless they are too many.
     """
     n = min(folds.training.shape[1], MAXIMUM_ROWS)
-    for training in folds.training:
-        cumulative = folds.rows.weights[training].cumsum(dim=0).numpy()
-        points = cumulative[-1] * (np.arange(n) + 0.5) / n
-        index = training[np.searchsorted(cumulative, points)]
-        yield folds.rows.targets[index].numpy().astype(np.float64)
-
-
-def _held_out_score(mixtures: list[Mixture], folds: Folds, tailed: np.ndarray) -> float:
-    """Mean log-density of the rows that each mixture has not seen."""
-    bases = GaussianMixtures([_with_tails(mixture, tailed) for mixture in mixtures])
-    log_density = bases.log_prob(folds.rows.targets[folds.held_out])
-    return float(folds.held_out_means(log_density).mean())
+    cumulative = folds.rows.weights[folds.training].cumsum(dim=1)
+    points = cumulative[:, -1:] * (torch.arange(n, dtype=cumulative.dtype) + 0.5) / n
+    return folds.training.gather(1, torch.searchsorted(cumulative, points))

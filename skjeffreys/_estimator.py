@@ -23,6 +23,7 @@ from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
+from ._regression import fit_regressions
 from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
 from ._torch import resolve_device, seeded_initialization, training_context
 from ._training import EarlyStopping, Trainer, train
@@ -182,13 +183,13 @@ class JeffreysEstimator(BaseEstimator):
     def _new_models(self, folds, seed):
         """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
-        n_conditions, n_columns = folds.rows.n_conditions, folds.rows.values.shape[1]
+        regressions = fit_regressions(folds)
         # Where a bound is, no row can be far out.
-        base = fit_bases(folds, self._coordinates.bounds.unbounded, seed)
+        base = fit_bases(folds, regressions, self._coordinates.bounds.unbounded, seed)
         with seeded_initialization(seed):
             flow = CouplingFlows(
                 base,
-                n_conditions=n_conditions,
+                regressions=regressions,
                 hidden_layer_sizes=hidden_layer_sizes,
                 n_transforms=self.n_transforms,
                 n_bins=self.n_bins,
@@ -199,7 +200,7 @@ class JeffreysEstimator(BaseEstimator):
                     reference = EnsembleReference()
                 else:
                     reference = FixedReference(GaussianMixtures([standard_normal(base.n_features)]))
-                tilt = Tilt(n_columns, hidden_layer_sizes, TILT_BOUNDS[self.proxy])
+                tilt = Tilt(folds.rows.values.shape[1], hidden_layer_sizes, TILT_BOUNDS[self.proxy])
                 models["proxy"] = Proxy(reference, tilt)
         return models
 

@@ -20,6 +20,7 @@ from zuko.transforms import (
 )
 
 from ._base import GaussianMixtures
+from ._regression import LinearRegressions
 
 #: The splines are the identity beyond this distance from zero.
 BOUND = 5.0
@@ -34,7 +35,8 @@ class CouplingFlows(nn.Module):
 
     Rows may begin with columns of conditions, which every coupling sees and leaves as they are;
     the density is that of the other columns, the features, given these. With conditions, the
-    first coupling is affine, to follow how they move and scale all features.
+    first transform is from the features to the standardised residuals of a regression, and the
+    first coupling is affine, to follow how conditions move and scale all features further.
 
     The members share the splits and nothing else. Row ``k`` of the one parameter, ``weights``,
     holds all weights of member ``k``: an average, a gradient norm or a copy is one operation.
@@ -43,8 +45,8 @@ class CouplingFlows(nn.Module):
     ----------
     base : GaussianMixtures
         Base density of each member.
-    n_conditions : int
-        Columns of conditions, possibly none.
+    regressions : LinearRegressions
+        Of the features of each member on the conditions, of which there may be none.
     hidden_layer_sizes : tuple of int
         Hidden layers of the network of each coupling.
     n_transforms : int
@@ -59,14 +61,15 @@ class CouplingFlows(nn.Module):
         self,
         base: GaussianMixtures,
         *,
-        n_conditions: int = 0,
+        regressions: LinearRegressions,
         hidden_layer_sizes: tuple[int, ...],
         n_transforms: int,
         n_bins: int,
     ) -> None:
         super().__init__()
         self.base = base
-        self.n_conditions = n_conditions
+        self.regressions = regressions
+        self.n_conditions = n_conditions = len(regressions.coefficients[0])
         masks = _alternating_masks(base.n_features, n_transforms)
         self.univariates = [(_spline, 3 * n_bins - 1)] * n_transforms
         if n_conditions > 0:
@@ -108,6 +111,8 @@ class CouplingFlows(nn.Module):
         sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
         weights = iter(self.weights.split(sizes, dim=1))
         couplings = []
+        if self.n_conditions > 0:
+            couplings.append(CouplingTransform(self.regressions.standardisation, self.masks[0]))
         for mask, layers, univariate in zip(
             self.masks, self.layer_sizes, self.univariates, strict=True
         ):

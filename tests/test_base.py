@@ -8,11 +8,12 @@ from skjeffreys._base import (
     TAIL_SCALES,
     GaussianMixtures,
     Mixture,
-    _resampled,
+    _resample,
     _with_tails,
     fit_bases,
     standard_normal,
 )
+from skjeffreys._regression import fit_regressions
 from skjeffreys._rows import Rows, split_rows
 
 
@@ -21,6 +22,10 @@ def clusters(n, seed=0):
     X = rng.standard_normal((n, 3)) @ rng.standard_normal((3, 3))
     X[: n // 3] = 0.2 * X[: n // 3] + 5
     return (X - X.mean(axis=0)) / X.std(axis=0)
+
+
+def bases_of(folds):
+    return fit_bases(folds, fit_regressions(folds), tailed=True, seed=0)
 
 
 def make_folds(X, weights=None, n_members=4, fraction=0.25):
@@ -61,7 +66,7 @@ def test_samples_have_the_moments_of_the_mixtures(bases):
 
 
 def test_every_second_member_gets_a_mixture_where_rows_cluster():
-    weights = fit_bases(make_folds(clusters(300)), tailed=True, seed=0).weights
+    weights = bases_of(make_folds(clusters(300))).weights
     n_components = (weights > 0).sum(dim=1) - len(TAIL_SCALES)
     assert n_components[[0, 2]].tolist() == [1, 1]
     assert (n_components[[1, 3]] >= 2).all()
@@ -69,14 +74,14 @@ def test_every_second_member_gets_a_mixture_where_rows_cluster():
 
 def test_no_mixture_where_it_does_worse_on_the_rows_left_out():
     X = np.random.RandomState(0).standard_normal((40, 15))
-    bases = fit_bases(make_folds(X), tailed=True, seed=0)
+    bases = bases_of(make_folds(X))
     assert bases.n_components == 1 + len(TAIL_SCALES)
     assert (bases.means == 0).all()
 
 
 def test_every_base_has_heavy_tails():
     X = clusters(300)
-    bases = fit_bases(make_folds(X), tailed=True, seed=0).double()
+    bases = bases_of(make_folds(X)).double()
     X_far = torch.tensor(X[:1], dtype=torch.float64) * torch.tensor([[1.0], [30], [300], [3000]])
     near, *far = bases.log_prob(X_far).min(dim=0).values
     # A normal density would lose the square of the distance: 450, 45,000, 4,500,000 nats.
@@ -97,13 +102,11 @@ def test_tails_hardly_change_the_variance():
 
 
 def test_resampling_keeps_rows_of_equal_weight_and_repeats_heavy_ones():
-    X = np.arange(80.0).reshape(40, 2)
-    folds = make_folds(X)
-    for rows, training in zip(_resampled(folds), folds.training, strict=True):
-        np.testing.assert_array_equal(rows, X[training])
+    folds = make_folds(np.arange(80.0).reshape(40, 2))
+    np.testing.assert_array_equal(_resample(folds), folds.training)
     weights = np.repeat([3.0, 1.0], 200)
     folds = make_folds(np.arange(400.0)[:, None], weights)
-    for rows, training in zip(_resampled(folds), folds.training.numpy(), strict=True):
+    for index, training in zip(_resample(folds).numpy(), folds.training.numpy(), strict=True):
         expected = weights[training][training < 200].sum() / weights[training].sum()
-        assert np.mean(rows < 200) == pytest.approx(expected, abs=0.05)
-        assert len(rows) == len(training)
+        assert np.mean(index < 200) == pytest.approx(expected, abs=0.05)
+        assert len(index) == len(training)

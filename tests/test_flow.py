@@ -3,6 +3,7 @@ import torch
 
 from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._flow import CouplingFlows
+from skjeffreys._regression import LinearRegressions, no_regressions
 
 FEATURES = [1, 2, 3, 7]
 N_MEMBERS = 3
@@ -10,7 +11,13 @@ N_MEMBERS = 3
 
 def new_flow(n_features, n_transforms=3):
     base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS)
-    return CouplingFlows(base, hidden_layer_sizes=(16,), n_transforms=n_transforms, n_bins=5)
+    return CouplingFlows(
+        base,
+        regressions=no_regressions(N_MEMBERS, 0, n_features),
+        hidden_layer_sizes=(16,),
+        n_transforms=n_transforms,
+        n_bins=5,
+    )
 
 
 def random_flow(n_features, seed=0):
@@ -67,8 +74,13 @@ def test_members_start_with_different_hidden_weights():
 def conditional_flow(n_features, n_conditions=2, seed=0):
     torch.manual_seed(seed)
     base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS)
+    regressions = LinearRegressions(
+        torch.randn(N_MEMBERS, n_conditions, n_features),
+        torch.randn(N_MEMBERS, 1, n_features),
+        torch.rand(n_features) + 0.2,
+    )
     flow = CouplingFlows(
-        base, n_conditions=n_conditions, hidden_layer_sizes=(16,), n_transforms=3, n_bins=5
+        base, regressions=regressions, hidden_layer_sizes=(16,), n_transforms=3, n_bins=5
     )
     torch.nn.init.normal_(flow.weights, std=0.3)
     return flow.double().requires_grad_(False)

@@ -22,6 +22,7 @@ from skjeffreys._problem import (
     AdaptiveMultipliers,
     FixedMultipliers,
 )
+from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
     COOL_DOWN,
@@ -47,7 +48,10 @@ def random_models(with_proxy=True, seed=0):
     """Models in double precision, away from their symmetrical start."""
     torch.manual_seed(seed)
     base = GaussianMixtures([standard_normal(2)] * N_MEMBERS)
-    flow = CouplingFlows(base, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4)
+    regressions = no_regressions(N_MEMBERS, 0, 2)
+    flow = CouplingFlows(
+        base, regressions=regressions, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4
+    )
     models = nn.ModuleDict({"flow": flow})
     if with_proxy:
         models["proxy"] = Proxy(EnsembleReference(), Tilt(2, (8,), 1.8))
