@@ -8,18 +8,15 @@ JeffreysDensity is ahead of the best peer, chosen after the fact.
 """
 
 import argparse
-import csv
 import time
 import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from joblib import Parallel, delayed
 from peers import PEERS
+from resume import run_missing
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from skjeffreys import JeffreysDensity
 
@@ -170,29 +167,16 @@ def main():
     paths = sorted(options.data.glob("*.npz"))
     if options.sets:
         paths = [options.data / f"{name}.npz" for name in options.sets]
-    file = options.output / "density.csv"
     (options.output / "rows").mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        file.write_text(",".join(COLUMNS) + "\n")
-    results = pd.read_csv(file)
-    done = set(results[COLUMNS[:4]].itertuples(index=False, name=None))
-    jobs = [
-        (path, n_train, split, method)
+    jobs = {
+        (path.stem, n_train, split, method): (path, n_train, split, method)
         for split in range(options.splits)
         for path in paths
         for n_train in options.n_train
         for method in options.methods
-        if (path.stem, n_train, split, method) not in done
-    ]
-    rows = Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
-        delayed(run)(*job, options.output) for job in jobs
-    )
-    with file.open("a", newline="") as stream:
-        writer = csv.writer(stream)
-        for row in tqdm(rows, total=len(jobs), unit="fit"):
-            writer.writerow(row)
-            stream.flush()
-    results = pd.read_csv(file)
+    }
+    file = options.output / "density.csv"
+    results = run_missing(run, jobs, file, COLUMNS, 4, options.jobs, options.output)
     summary = summarize(results, options.output)
     report(summary)
     if OURS in options.methods:
