@@ -43,7 +43,7 @@ NORMALIZER_SAMPLES = 10_000
 TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 #: Parameters that fitted models depend on.
 ARCHITECTURE = (
-    "objective", "proxy", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
+    "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
@@ -205,8 +205,11 @@ class JeffreysEstimator(BaseEstimator):
         return models
 
     def _architecture(self):
-        sizes = {"hidden_layer_sizes": tuple(self.hidden_layer_sizes)}
-        return {name: getattr(self, name) for name in ARCHITECTURE} | sizes
+        normal_forms = {
+            "hidden_layer_sizes": tuple(self.hidden_layer_sizes),
+            "bounds": repr(self.bounds),  # Arrays have no truth value to compare by.
+        }
+        return {name: getattr(self, name) for name in ARCHITECTURE} | normal_forms
 
     def _fitted_models(self):
         """Return copies of the fitted models, for a warm start."""

@@ -434,16 +434,15 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             As :meth:`score_samples`.
         """
-        check_is_fitted(self)
+        X = self._validate_call(X)
         if self.n_targets_ > 1:
             raise ValueError(
-                f"predict_quantile needs a single target; this estimator was fitted to "
+                "predict_quantile needs a single target; this estimator was fitted to "
                 f"{self.n_targets_}. Take quantiles of the columns of sample(X, n_samples)."
             )
         levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
         if levels.ndim > 1 or not ((levels > 0) & (levels < 1)).all():
             raise ValueError(f"q={q!r} must be one level or a list of levels between 0 and 1.")
-        X = self._validate_conditions(X, reset=False)
         shape = (len(X), len(levels))
         X = np.repeat(X, len(levels), axis=0)
         quantiles = self._quantiles(X, np.tile(levels, shape[0])).reshape(shape)
@@ -546,11 +545,10 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     def _quantiles(self, X, levels):
         """Bisect the distribution function at a level for each row of conditions."""
         conditions = self._coordinates.transform_conditions(X)
-        levels = torch.from_numpy(levels)
 
         def is_below(z):
             rows = np.column_stack([conditions, z])
-            return self._in_batches(rows, _distribution_function) < levels.numpy()
+            return self._in_batches(rows, _distribution_function) < levels
 
         low, high = -np.ones(len(X)), np.ones(len(X))
         while (outside := ~is_below(low)).any():
@@ -572,7 +570,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
                 "as far (in Mahalanobis distance) from the mean of the training rows as any of "
                 "these: what the estimator says there is extrapolated.",
                 ExtrapolationWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

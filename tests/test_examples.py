@@ -2,14 +2,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_quickstart(tmp_path):
     picture = tmp_path / "picture.png"
-    command = [sys.executable, QUICKSTART, "--output", picture]
+    command = [sys.executable, EXAMPLES / "quickstart.py", "--output", picture]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in ("JeffreysDensity", "KernelDensity", "GaussianMixture", "Normaliser", "lambda_1"):
         assert name in result.stdout
     assert "%" in result.stderr  # the progress bar
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "name, arguments, printed",
+    [
+        ("posterior", ["--simulations", "300"], ["height", "intervals that hold", "nats"]),
+        ("intervals", ["--folds", "2"], ["coverage", "50%", "ahead of a ridge regression"]),
+    ],
+)
+def test_tutorials(tmp_path, name, arguments, printed):
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--output", picture, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    for text in printed:
+        assert text in result.stdout
     assert picture.stat().st_size > 10_000
