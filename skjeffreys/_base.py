@@ -182,5 +182,5 @@ def _resample(folds: Folds) -> Tensor:
     """
     n = min(folds.training.shape[1], MAXIMUM_ROWS)
     cumulative = folds.rows.weights[folds.training].cumsum(dim=1)
-    points = cumulative[:, -1:] * (torch.arange(n, dtype=cumulative.dtype) + 0.5) / n
+    points = cumulative[:, -1:] * torch.from_numpy((np.arange(n) + 0.5) / n)
     return folds.training.gather(1, torch.searchsorted(cumulative, points))

@@ -55,10 +55,10 @@ class LinearRegressions(nn.Module):
 
 def no_regressions(n_members: int, n_conditions: int, n_targets: int) -> LinearRegressions:
     """Return those that leave the targets as they are."""
-    return LinearRegressions(
-        torch.zeros(n_members, n_conditions, n_targets),
-        torch.zeros(n_members, 1, n_targets),
-        torch.ones(n_targets),
+    return _from_arrays(
+        np.zeros((n_members, n_conditions, n_targets)),
+        np.zeros((n_members, 1, n_targets)),
+        np.ones(n_targets),
     )
 
 
@@ -80,14 +80,15 @@ def fit_regressions(folds: Folds) -> LinearRegressions:
         error = float(variances.mean())
         if error < best_error:
             scales = variances.mean(dim=1).sqrt().clamp(min=SMALLEST_SCALE).float()
-            best = LinearRegressions(regressions.coefficients, regressions.intercepts, scales)
-            best_error = error
+            best, best_error = regressions, error
+            best.scales.copy_(scales)
     return best
 
 
 def _fit_ridge(folds: Folds, penalty: float) -> LinearRegressions:
     """Fit one to each member, without standardisation of the residuals."""
-    conditions, targets = folds.rows.conditions.numpy(), folds.rows.targets.numpy()
+    conditions = folds.rows.conditions.double().numpy()
+    targets = folds.rows.targets.double().numpy()
     coefficients, intercepts = [], []
     for training in folds.training.numpy():
         weights = folds.rows.weights.numpy()[training]
@@ -96,8 +97,9 @@ def _fit_ridge(folds: Folds, penalty: float) -> LinearRegressions:
         # For a single target scikit-learn drops its axis.
         coefficients.append(np.atleast_2d(ridge.coef_).T)
         intercepts.append(np.atleast_2d(ridge.intercept_))
-    return LinearRegressions(
-        torch.as_tensor(np.stack(coefficients)).float(),
-        torch.as_tensor(np.stack(intercepts)).float(),
-        torch.ones(targets.shape[1]),
-    )
+    return _from_arrays(np.stack(coefficients), np.stack(intercepts), np.ones(targets.shape[1]))
+
+
+def _from_arrays(*arrays: np.ndarray) -> LinearRegressions:
+    """Convert to single precision on the CPU, whatever torch's defaults."""
+    return LinearRegressions(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from skjeffreys import JeffreysDensity
+from skjeffreys import JeffreysConditionalDensity, JeffreysDensity
 
 SHORT = {"max_iter": 50}
 
@@ -68,6 +68,10 @@ def test_no_seed_differs_from_fit_to_fit(moons):
 
 def test_fit_does_not_depend_on_the_surrounding_settings(moons):
     expected = JeffreysDensity(**SHORT, random_state=0).fit(moons).score_samples(moons)
+    X, y = moons[:, :1], moons[:, 1]
+    conditional = JeffreysConditionalDensity(**SHORT, random_state=0)
+    expected_mean = conditional.fit(X, y).predict(X)
+    expected_samples = conditional.sample(X)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     validate = torch.distributions.Distribution._validate_args
     try:
@@ -79,6 +83,9 @@ def test_fit_does_not_depend_on_the_surrounding_settings(moons):
         with torch.inference_mode():
             density = JeffreysDensity(**SHORT, random_state=0).fit(moons)
             np.testing.assert_allclose(density.score_samples(moons), expected, atol=1e-12)
+            conditional.fit(X, y)
+            np.testing.assert_allclose(conditional.predict(X), expected_mean, atol=1e-12)
+            np.testing.assert_allclose(conditional.sample(X), expected_samples, atol=1e-12)
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
