@@ -162,7 +162,7 @@ def test_beats_a_single_gaussian_on_real_data(load):
 @pytest.mark.parametrize("seed", range(5))
 def test_jeffreys_overfits_less_than_likelihood_on_the_ring(seed):
     train, test = ring_of_gaussians(200, seed), ring_of_gaussians(4000, 100 + seed)
-    options = {"early_stopping": False, "max_iter": 1000, "random_state": seed}
+    options = {"early_stopping": False, "max_iter": 2000, "random_state": seed}
     jeffreys = JeffreysDensity(**options).fit(train)
     likelihood = JeffreysDensity(objective="likelihood", **options).fit(train)
     assert jeffreys.score(test) > likelihood.score(test)
