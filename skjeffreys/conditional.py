@@ -57,8 +57,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         when ``objective="weighted"``.
 
     bounds : tuple (low, high), default=None
-        Bounds of the columns: two numbers, or two arrays of one number per column; infinite
-        where a column has none. The density is zero outside and on the bounds, and integrates
+        Bounds of the targets: two numbers, or two arrays of one number per target; infinite
+        where a column has none. The density is zero outside, also on a single bound, and integrates
         to one inside. None sets no bounds.
 
     n_estimators : int, default=5
