@@ -47,8 +47,8 @@ class Coordinates:
 
     Attributes
     ----------
-    constant_columns, unbounded : ndarray of int, ndarray of bool
-        Targets that are constant, and whether a target has no bound.
+    bounds : Bounds
+    n_conditions : int
     """
 
     def __init__(
@@ -71,8 +71,7 @@ class Coordinates:
 
     def transform(self, conditions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Compute coordinates of rows that are inside the bounds, (n, q + d)."""
-        table = np.hstack([conditions, self.bounds.transform(targets)])
-        return (table - self._scaling.mean_) / self._scaling.scale_
+        return self._scaling.transform(np.hstack([conditions, self.bounds.transform(targets)]))
 
     def transform_conditions(self, conditions: np.ndarray) -> np.ndarray:
         """Compute the coordinates of conditions, (n, q)."""
@@ -81,7 +80,7 @@ class Coordinates:
 
     def inverse_transform(self, rows: np.ndarray) -> np.ndarray:
         """Compute the targets of rows, (n, q + d) to (n, d)."""
-        table = rows * self._scaling.scale_ + self._scaling.mean_
+        table = self._scaling.inverse_transform(rows)
         return self.bounds.inverse_transform(table[:, self.n_conditions :])
 
     def log_abs_det_jacobian(self, targets: np.ndarray) -> np.ndarray:

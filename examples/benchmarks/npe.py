@@ -1,9 +1,8 @@
 """Neural posterior estimation of the sbi package, with its defaults, as a peer."""
 
-import os
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,13 @@ LEAKAGE_SAMPLES = 500
 @contextmanager
 def _elsewhere():
     """Import and train away from this folder: its sbi.py hides the package, which also logs."""
-    path, folder = sys.path.copy(), os.getcwd()
+    path = sys.path
     sys.path = [entry for entry in path if Path(entry).resolve() != Path(__file__).parent]
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            os.chdir(temporary)
+        with tempfile.TemporaryDirectory() as temporary, chdir(temporary):
             yield
-            os.chdir(folder)
     finally:
         sys.path = path
-        os.chdir(folder)
 
 
 class NeuralPosterior:
