@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 
 from ._regression import LinearRegressions
 from ._rows import Folds
@@ -123,13 +124,32 @@ class GaussianMixtures(nn.Module):
         Conditions of shape (n, q) are those of every member.
         """
         n, device = conditions.shape[-2], self.means.device
-        member = torch.arange(self.n_members, device=device)[:, None]
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        shape = (self.n_members, n, 1, self.n_features)
+        shape = (self.n_members, n, self.n_features)
         noise = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=device)
-        rows = noise @ self.inverse_factors[member, component]
-        rows = rows.squeeze(-2) + self.means[member, component]
+        rows = self._colour(noise, component)
         return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
+
+    def quadrature(self, n: int) -> Tensor:
+        """Nodes of equal weight for expectations, (n_members, n, d): a scrambled Sobol sequence.
+
+        A power of two is best for ``n``. The first coordinate of the sequence chooses the
+        component of a mixture, the others are normal after the inverse distribution function.
+        """
+        engines = [
+            SobolEngine(1 + self.n_features, scramble=True, seed=k) for k in range(self.n_members)
+        ]
+        uniform = torch.stack([engine.draw(n, dtype=torch.float64) for engine in engines])
+        uniform = uniform.to(self.means).clamp(1e-9, 1 - 1e-9)  # Zero is a point of a sequence.
+        component = torch.searchsorted(self.weights.cumsum(dim=1), uniform[..., 0].contiguous())
+        component = component.clamp(max=self.n_components - 1)  # Where rounding leaves one short.
+        return self._colour(torch.special.ndtri(uniform[..., 1:]), component)
+
+    def _colour(self, noise: Tensor, component: Tensor) -> Tensor:
+        """From standard normal rows to those of the component of each, (n_members, n, d)."""
+        member = torch.arange(self.n_members, device=noise.device)[:, None]
+        rows = noise[..., None, :] @ self.inverse_factors[member, component]
+        return rows.squeeze(-2) + self.means[member, component]
 
 
 def fit_bases(

@@ -19,7 +19,7 @@ from torch import nn
 from ._base import GaussianMixtures, fit_bases, standard_normal
 from ._bounds import Bounds
 from ._coordinates import Coordinates
-from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
+from ._energy import EnsembleReference, FixedReference, Proxy, Tilt, mixture_log_density
 from ._flow import CouplingFlows
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
@@ -52,6 +52,16 @@ SCORING_BATCH_SIZE = 1024
 def has_proxy(estimator):
     """Whether the estimator trains a proxy, for methods that need one."""
     return estimator.objective != "likelihood"
+
+
+def flow_log_density(models, rows):
+    """Log-density of the ensemble at coordinates of rows, (n, q + d) to (n,)."""
+    return mixture_log_density(models["flow"].log_prob(rows))
+
+
+def proxy_log_density(models, rows):
+    """Logarithm of the quasi-normalised density of the proxy there, (n, q + d) to (n,)."""
+    return models["proxy"].log_density(rows, models["flow"].log_prob(rows))
 
 
 class JeffreysEstimator(BaseEstimator):
@@ -234,27 +244,33 @@ class JeffreysEstimator(BaseEstimator):
             vars(self).pop(name, None)  # An earlier fit may have had a proxy.
 
     def _train(self, models, folds, seed):
-        early_stopping = None
-        if self.early_stopping:
-            early_stopping = EarlyStopping(self.n_iter_no_change, self.tol)
         device = resolve_device(self.device)
-        if self.objective == "jeffreys":
-            multipliers = AdaptiveMultipliers(folds.training.shape[1], device)
-        else:
-            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
-            multipliers = FixedMultipliers(weights, device)
-        trainer = Trainer(models.to(device), multipliers, self.learning_rate_init)
-        n_rows = len(folds.rows.values)
+        trainer = self._new_trainer(models.to(device), folds.training.shape[1])
         history = train(
             trainer,
             folds.to(device),
-            early_stopping,
+            self._new_early_stopping(),
             max_iter=self.max_iter,
-            batch_size=self._resolve_batch_size(n_rows),
+            batch_size=self._resolve_batch_size(len(folds.rows.values)),
             generator=torch.Generator(device).manual_seed(seed),
             verbose=bool(self.verbose),
         )
         return trainer, history
+
+    def _new_trainer(self, models, n_rows):
+        """Return what takes the steps; ``n_rows`` are those that a member trains on."""
+        device = models["flow"].weights.device
+        if self.objective == "jeffreys":
+            multipliers = AdaptiveMultipliers(n_rows, device)
+        else:
+            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
+            multipliers = FixedMultipliers(weights, device)
+        return Trainer(models, multipliers, self.learning_rate_init)
+
+    def _new_early_stopping(self):
+        if not self.early_stopping:
+            return None
+        return EarlyStopping(self.n_iter_no_change, self.tol)
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":

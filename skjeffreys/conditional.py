@@ -8,22 +8,30 @@ from numbers import Integral
 import numpy as np
 import torch
 from sklearn.base import _fit_context
-from sklearn.covariance import EmpiricalCovariance
+from sklearn.covariance import ShrunkCovariance
 from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
 
-from ._energy import mixture_log_density
-from ._estimator import SCORING_BATCH_SIZE, JeffreysEstimator, has_proxy
+from ._estimator import (
+    SCORING_BATCH_SIZE,
+    JeffreysEstimator,
+    flow_log_density,
+    has_proxy,
+    proxy_log_density,
+)
 from ._validation import check_finite, check_numeric, check_range
 from .exceptions import ExtrapolationWarning
 
-#: Samples of each member whose mean is the conditional mean.
-PREDICTION_SAMPLES = 50
+#: Nodes, in each member, of the quadrature for the conditional mean.
+PREDICTION_NODES = 64
 #: Halvings of an interval that brackets a quantile: to double precision.
 BISECTIONS = 60
 #: Times the largest distance of training conditions from their mean, beyond which others are far.
 FAR = 2
+#: Share of the variance that is spread over all directions in this distance: where training
+#: conditions are constant or dependent, a new one that is not counts as far.
+SHRINKAGE = 0.01
 
 
 class JeffreysConditionalDensity(JeffreysEstimator):
@@ -231,7 +239,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         self.n_targets_, self._targets_ndim = targets.shape[1], y.ndim
         # What far means for the conditions of later calls.
         conditions = self._coordinates.transform_conditions(X)
-        self._contexts = EmpiricalCovariance().fit(conditions)
+        self._contexts = ShrunkCovariance(shrinkage=SHRINKAGE).fit(conditions)
         self._largest_distance = self._contexts.mahalanobis(conditions).max()
         return self
 
@@ -265,9 +273,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             If rows of ``X`` are far from all that the estimator was trained on.
         """
-        return self._evaluate(
-            X, y, lambda models, rows: mixture_log_density(models["flow"].log_prob(rows))
-        )
+        return self._evaluate(X, y, flow_log_density)
 
     def score(self, X, y):
         """Mean log-density of the rows of ``y`` given those of ``X``, in nats; greater is better.
@@ -292,7 +298,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             As :meth:`score_samples`.
         """
-        return float(np.mean(self.score_samples(X, y)))
+        return float(np.mean(self._evaluate(X, y, flow_log_density)))
 
     @available_if(has_proxy)
     def proxy_score_samples(self, X, y):
@@ -322,11 +328,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             As :meth:`score_samples`.
         """
-        return self._evaluate(
-            X,
-            y,
-            lambda models, rows: models["proxy"].log_density(rows, models["flow"].log_prob(rows)),
-        )
+        return self._evaluate(X, y, proxy_log_density)
 
     def sample(self, X, n_samples=1, random_state=None):
         """Draw targets given each row of ``X``.
@@ -366,8 +368,9 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     def predict(self, X):
         """Conditional mean of the targets given each row of ``X``.
 
-        The mean of 50 samples of each member, from the same noise for all rows and calls. With
-        five members its standard error is 6% of the standard deviation of the target.
+        An integral over the base of the flows, by randomised quasi-Monte Carlo with 64 nodes in
+        each member, the same for all rows and calls. Its error is about 1% of the standard
+        deviation of the target.
 
         Parameters
         ----------
@@ -390,13 +393,10 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         """
         X = self._validate_call(X)
         conditions = torch.from_numpy(self._coordinates.transform_conditions(X))
-        flow = self._models["flow"]
-        noise = flow.base.sample(
-            conditions.new_empty(PREDICTION_SAMPLES, 0), torch.Generator().manual_seed(0)
-        )
+        nodes = self._models["flow"].base.quadrature(PREDICTION_NODES)
         means = [
-            self._mean_of(flow, conditions[batch], noise)
-            for batch in gen_batches(len(X), SCORING_BATCH_SIZE // PREDICTION_SAMPLES)
+            self._mean_of(conditions[batch], nodes)
+            for batch in gen_batches(len(X), SCORING_BATCH_SIZE // PREDICTION_NODES)
         ]
         mean = np.concatenate(means)
         return mean[:, 0] if self._targets_ndim == 1 else mean
@@ -490,10 +490,11 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def _mean_of(self, flow, conditions, noise):
-        """Mean of the targets that flows make of ``noise``, (n_members, k, d), given each row."""
-        shape = (flow.n_members, len(conditions), noise.shape[1], -1)
-        rows = [conditions[:, None].expand(shape), noise[:, None].expand(shape)]
+    def _mean_of(self, conditions, nodes):
+        """Mean, given each row, of the targets that the flows make of nodes of their base."""
+        flow = self._models["flow"]
+        shape = (flow.n_members, len(conditions), nodes.shape[1], -1)
+        rows = [conditions[:, None].expand(shape), nodes[:, None].expand(shape)]
         rows = flow.transform.inv(torch.cat(rows, dim=-1).flatten(1, 2))
         targets = self._coordinates.inverse_transform(rows.flatten(0, 1).numpy())
         return targets.reshape(shape).mean(axis=(0, 2))
@@ -575,8 +576,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
 
 def _log_proxy_to_flow(models, rows):
-    log_p = models["flow"].log_prob(rows)
-    return models["proxy"].log_density(rows, log_p) - mixture_log_density(log_p)
+    return proxy_log_density(models, rows) - flow_log_density(models, rows)
 
 
 def _distribution_function(models, rows):

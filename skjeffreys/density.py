@@ -9,8 +9,7 @@ from sklearn.base import DensityMixin, _fit_context
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, check_scalar, validate_data
 
-from ._energy import mixture_log_density
-from ._estimator import JeffreysEstimator, has_proxy
+from ._estimator import JeffreysEstimator, flow_log_density, has_proxy, proxy_log_density
 from ._validation import check_finite, check_numeric
 
 
@@ -234,7 +233,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
             If ``X`` has other columns than the training rows, or NaN, infinite or non-numeric
             values.
         """
-        return self._evaluate(X, lambda models, z: mixture_log_density(models["flow"].log_prob(z)))
+        return self._evaluate(X, flow_log_density)
 
     def score(self, X, y=None):
         """Mean log-density of the rows of ``X``, in nats; greater is better.
@@ -279,9 +278,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         NotFittedError, ValueError
             As :meth:`score_samples`.
         """
-        return self._evaluate(
-            X, lambda models, z: models["proxy"].log_density(z, models["flow"].log_prob(z))
-        )
+        return self._evaluate(X, proxy_log_density)
 
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the density.

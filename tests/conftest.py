@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from sklearn.datasets import make_moons
 
@@ -8,6 +9,9 @@ from skjeffreys import JeffreysDensity
 # No test asserts a time, and a failure on one machine must be one on the next.
 settings.register_profile("skjeffreys", deadline=None, derandomize=True)
 settings.load_profile("skjeffreys")
+
+# Tests run side by side, one process a core: more threads would wait for each other.
+torch.set_num_threads(1)
 
 
 def ring_of_gaussians(n, random_state):

@@ -53,16 +53,21 @@ def test_log_density_is_that_of_the_mixtures(fitted, bases):
     np.testing.assert_allclose(log_density, np.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_samples_have_the_moments_of_the_mixtures(bases):
-    samples = bases.sample(torch.empty(40_000, 0), torch.Generator().manual_seed(0))
+SAMPLES = {
+    "random": (lambda bases: bases.sample(torch.empty(40_000, 0), torch.Generator()), 0.03, 0.05),
+    "quadrature": (lambda bases: bases.quadrature(1024), 0.005, 0.02),
+}
+
+
+@pytest.mark.parametrize("sample, mean_error, covariance_error", SAMPLES.values(), ids=SAMPLES)
+def test_samples_have_the_moments_of_the_mixtures(bases, sample, mean_error, covariance_error):
     # A fitted mixture has the mean and the covariance of its rows.
     X = clusters(200)
     rows = X.mean(axis=0), np.cov(X.T, ddof=0)
-    for drawn, (mean, covariance) in zip(
-        samples, [rows, (np.zeros(3), np.eye(3)), rows], strict=True
-    ):
-        np.testing.assert_allclose(drawn.mean(dim=0), mean, atol=0.03)
-        np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.05)
+    expected = [rows, (np.zeros(3), np.eye(3)), rows]
+    for drawn, (mean, covariance) in zip(sample(bases), expected, strict=True):
+        np.testing.assert_allclose(drawn.mean(dim=0), mean, atol=mean_error)
+        np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=covariance_error)
 
 
 def test_every_second_member_gets_a_mixture_where_rows_cluster():

@@ -93,6 +93,14 @@ def test_learns_how_the_target_depends_on_the_conditions(wave_density):
     assert np.mean(y[:, None] < quantiles, axis=0) == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
 
 
+def test_predicts_the_mean_of_the_density(wave_density, bounded_density):
+    X, _ = wave(5, random_state=4)
+    for density in (wave_density, bounded_density):
+        samples = density.sample(X, 20_000, random_state=0)[..., 0]
+        error = (density.predict(X) - samples.mean(axis=1)) / samples.std(axis=1)
+        np.testing.assert_allclose(error, 0, atol=0.04)
+
+
 def test_samples_follow_the_density_given_the_conditions(wave_density):
     x = np.array([[1.0, 0.5], [-1.5, -1.0]])
     samples = wave_density.sample(x, 2000, random_state=0)
@@ -217,12 +225,27 @@ def test_warns_far_from_the_training_conditions(wave_density, recwarn):
     X[3] = 1e3
     calls = {
         "score_samples": lambda: wave_density.score_samples(X, y),
+        "score": lambda: wave_density.score(X, y),
         "sample": lambda: wave_density.sample(X),
         "predict": lambda: wave_density.predict(X),
     }
     for call in calls.values():
-        with pytest.warns(ExtrapolationWarning, match="1 of 50 rows of X, row 3 first"):
+        with pytest.warns(ExtrapolationWarning, match="1 of 50 rows of X, row 3 first") as caught:
             call()
+        assert caught[0].filename == __file__
+
+
+def test_warns_where_conditions_leave_what_training_rows_have_in_common(recwarn):
+    X, y = wave(60)
+    X = np.c_[X, X.sum(axis=1), np.full(60, 7.0)]
+    density = JeffreysConditionalDensity(**SHORT | {"max_iter": 5}).fit(X, y)
+    density.predict(X)
+    assert not recwarn.list
+    for column, value in [(2, X[0, 2] + 5.0), (3, 8.0)]:
+        changed = X[:1].copy()
+        changed[0, column] = value
+        with pytest.warns(ExtrapolationWarning, match="1 of 1 rows"):
+            density.predict(changed)
 
 
 @pytest.mark.parametrize(
