@@ -31,3 +31,11 @@ def test_tutorials(tmp_path, name, arguments, printed):
     for text in printed:
         assert text in result.stdout
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("study", ["weights", "stability", "shapes", "directions", "images"])
+def test_studies_of_the_paper(tmp_path, study):
+    command = [sys.executable, EXAMPLES / "paper" / f"{study}.py", "--quick", "--output", tmp_path]
+    subprocess.run(command, capture_output=True, check=True)
+    assert len((tmp_path / f"{study}.csv").read_text().splitlines()) > 3
+    assert (tmp_path / f"{study}.png").stat().st_size > 10_000

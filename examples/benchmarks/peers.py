@@ -32,9 +32,20 @@ class Standardized(DensityMixin, BaseEstimator):
 
     def score_samples(self, X):
         """Log-density of the rows, with the Jacobian of the standardisation."""
-        fitted = getattr(self.estimator, "best_estimator_", self.estimator)
-        log_density = fitted.score_samples(self.scaler_.transform(X))
+        log_density = self._fitted.score_samples(self.scaler_.transform(X))
         return log_density - np.log(self.scaler_.scale_).sum()
+
+    def sample(self, n_samples, random_state):
+        """Draw rows; of the estimators here, those of scikit-learn can."""
+        if isinstance(self._fitted, GaussianMixture):
+            samples = self._fitted.set_params(random_state=random_state).sample(n_samples)[0]
+        else:
+            samples = self._fitted.sample(n_samples, random_state=random_state)
+        return self.scaler_.inverse_transform(samples)
+
+    @property
+    def _fitted(self):
+        return getattr(self.estimator, "best_estimator_", self.estimator)
 
 
 class EarlyStoppedFlow(DensityMixin, BaseEstimator):
