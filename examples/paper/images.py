@@ -139,7 +139,8 @@ def plot(results, images):
     panels = {row.method: row.decoded[:64] for row in results.itertuples()}
     panels["Jeffreys, each beside the nearest training image"] = pairs
     for axis, (title, tiles) in zip(axes, panels.items(), strict=True):
-        tiles = tiles.reshape(8, 8, side, side).transpose(0, 2, 1, 3).reshape(8 * side, 8 * side)
+        tiles = np.pad(tiles.reshape(8, 8, side, side), [(0, 0), (0, 0), (0, 1), (0, 1)])
+        tiles = tiles.transpose(0, 2, 1, 3).reshape(8 * (side + 1), 8 * (side + 1))
         axis.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=10)

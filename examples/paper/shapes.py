@@ -1,10 +1,9 @@
 """Eight shapes in the plane, from few rows: the best and the last iterate, and maps.
 
 For each shape (arXiv:2511.11159, Figure 4): the negative log-likelihood of fresh rows at the
-iterate that is best on held-out rows, and at the last, of a single flow with the paper's independent
-energy and by maximum likelihood, and of the library's default ensemble and the same by maximum
-likelihood.
-Maps of the rows, the flow and the quasi-normalised proxy are drawn for the last iterate.
+iterate that is best on held-out rows, and at the last, of a single flow with the independent energy
+of the paper and by maximum likelihood, and of the default ensemble and the same by maximum
+likelihood. Maps of rows, flow and quasi-normalised proxy are drawn for the last iterate.
 """
 
 import matplotlib.pyplot as plt

@@ -85,7 +85,7 @@ def plot(results):
 
 def main():
     options = parse_options(__doc__)
-    n_rows, max_iter, n_seeds = (200, 100, 1) if options.quick else (200, 4000, 5)
+    n_rows, max_iter, n_seeds = (200, 100, 1) if options.quick else (200, 2000, 5)
     rates = LEARNING_RATES[1:2] if options.quick else LEARNING_RATES
     jobs = [
         (method, rate, seed, n_rows, max_iter)

@@ -96,7 +96,7 @@ def plot(results):
 
 def main():
     options = parse_options(__doc__)
-    n_rows, max_iter, n_seeds = (200, 100, 1) if options.quick else (500, 4000, 3)
+    n_rows, max_iter, n_seeds = (200, 100, 1) if options.quick else (500, 2000, 3)
     settings = [None, *product(WEIGHTS, WEIGHTS)]
     settings = [None, *settings[1::12]] if options.quick else settings
     jobs = [(setting, seed, n_rows, max_iter) for setting in settings for seed in range(n_seeds)]
