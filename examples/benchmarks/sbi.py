@@ -51,8 +51,12 @@ def c2st(reference, samples, seed):
 
 def coverage(samples, truth):
     """Share of parameters inside the central intervals of their samples, for each level."""
-    rank = (samples < truth[:, None]).mean(axis=1)
-    return [np.mean(np.abs(rank - 0.5) < level / 2) for level in LEVELS]
+    return shares_inside((samples < truth[:, None]).mean(axis=1))
+
+
+def shares_inside(ranks):
+    """Share of ranks, from 0 to 1, inside the central interval of each level."""
+    return np.array([np.mean(np.abs(ranks - 0.5) < level / 2) for level in LEVELS])
 
 
 def run(path, n_simulations, seed, method, n_observations, output):
@@ -98,6 +102,13 @@ def report(results):
         table = sign * cells[column].unstack()
         ahead = table[OURS] > table.drop(columns=OURS).max(axis=1)
         print(f"Ahead of the better peer in {column}: {ahead.sum()} of {len(ahead)} cells.")
+    # Among samples of a calibrated posterior the rank of a parameter is uniform. The parameters of
+    # a pair go together: the band is that of as many parameters as there are pairs.
+    calibrated = shares_inside(np.arange(COVERAGE_SAMPLES + 1) / COVERAGE_SAMPLES)
+    band = 1.96 * np.sqrt(calibrated * (1 - calibrated) / COVERAGE_PAIRS)
+    inside = (cells.filter(like="coverage") - calibrated).abs() <= band
+    print(f"Coverage of a calibrated posterior: {calibrated.round(3)} +- {band.round(3)}, within:")
+    print(inside.groupby("method").sum().to_string())
     seconds = cells["seconds"].unstack()
     ratio = seconds[OURS] / seconds.drop(columns=OURS).max(axis=1)
     print(f"Training time over that of the slower peer: {ratio.round(2).to_dict()}")

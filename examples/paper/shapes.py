@@ -145,7 +145,7 @@ def plot(results, n_rows):
 
 def main():
     options = parse_options(__doc__)
-    n_rows, max_iter, n_seeds = (200, 50, 1) if options.quick else (200, 2000, 5)
+    n_rows, max_iter, n_seeds = (200, 50, 1) if options.quick else (200, 1000, 5)
     shapes = list(SHAPES)[:2] if options.quick else list(SHAPES)
     jobs = [
         (shape, method, seed, n_rows, max_iter)
