@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from skjeffreys import JeffreysDensity
 settings.register_profile("skjeffreys", deadline=None, derandomize=True)
 settings.load_profile("skjeffreys")
 
-# Tests run side by side, one process a core: more threads would wait for each other.
+# Tests run side by side, one process a core: more threads would wait for each other. The second
+# line is for the examples, which run in processes of their own.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def ring_of_gaussians(n, random_state):
