@@ -84,8 +84,10 @@ def test_fit_does_not_depend_on_the_surrounding_settings(moons):
             density = JeffreysDensity(**SHORT, random_state=0).fit(moons)
             np.testing.assert_allclose(density.score_samples(moons), expected, atol=1e-12)
             conditional.fit(X, y)
-            np.testing.assert_allclose(conditional.predict(X), expected_mean, atol=1e-12)
-            np.testing.assert_allclose(conditional.sample(X), expected_samples, atol=1e-12)
+            # The number of threads moves the last digits, and where a spline is flat, with a slope
+            # of 0.001 at least, its inverse makes a thousand times as much of these.
+            np.testing.assert_allclose(conditional.predict(X), expected_mean, atol=1e-8)
+            np.testing.assert_allclose(conditional.sample(X), expected_samples, atol=1e-8)
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
