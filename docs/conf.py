@@ -20,3 +20,6 @@ html_theme = "pydata_sphinx_theme"
 html_title = "skjeffreys"
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
 exclude_patterns = ["_build"]
+html_sidebars = {"**": []}  # The header leads to every page; tables need the room.
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
