@@ -58,18 +58,22 @@ def run(weights, seed, n_rows, max_iter):
 
 def report(results):
     """Print the last iterate of each setting, means over the seeds."""
-    results["drift"] = results["normalizer"].sub(1).abs()
     by = results.groupby([SETTING, "seed"])
+    # What happened after the first two evaluations, and in the second half.
+    rise = by["nll"].apply(lambda run: run[2:].diff().max())
+    halves = by["normalizer"].apply(lambda run: run[len(run) // 2 :])
+    late = halves.groupby([SETTING, "seed"])
     table = pd.DataFrame(
         {
             "best nll": by["nll"].min(),
             "last nll": by["nll"].last(),
-            "largest drift, second half": by["drift"].apply(lambda run: run[len(run) // 2 :].max()),
-            "last normaliser": by["normalizer"].last(),
+            "largest rise": rise,
+            "smallest normaliser": late.min(),
+            "largest normaliser": late.max(),
         }
     )
     means = table.groupby(SETTING).mean().sort_values("last nll")
-    print(means.round(3).to_string())
+    print(means.to_string(float_format="{:.4g}".format))
     last = table["last nll"].unstack("seed")
     better = (last.drop("adaptive") > last.loc["adaptive"]).sum()
     print(f"Adaptive ahead of how many of the fixed weights, per seed: {better.tolist()}")
@@ -88,9 +92,9 @@ def plot(results):
     axes[0].set(ylabel="negative log-likelihood of fresh rows, nats", title="flow")
     low = results["nll"].min()
     axes[0].set_ylim(low - 0.1, low + 2)
-    axes[1].set(ylabel="integral of the proxy", title="normaliser", yscale="symlog")
+    axes[1].set(ylabel="integral of the proxy", title="normaliser", yscale="log", ylim=(0.1, 1e3))
     handles = [plt.Line2D([], [], color=color) for color in ("C3", "0.6")]
-    axes[0].legend(handles, ["adaptive multipliers", "25 fixed weights"])
+    axes[0].legend(handles, ["adaptive multipliers", "25 fixed weights"], loc="upper right")
     return figure
 
 
