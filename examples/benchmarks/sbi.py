@@ -36,6 +36,8 @@ POSTERIOR_SAMPLES = 1000
 #: Test pairs for the log-density; for the coverage, and posterior samples for each of these.
 TEST_PAIRS, COVERAGE_PAIRS, COVERAGE_SAMPLES = 500, 300, 200
 LEVELS = (0.5, 0.8, 0.95)
+#: Parameters in a plot of pairs, the first ones.
+PAIRED_PARAMETERS = 5
 COLUMNS = ["task", "simulations", "seed", "method", "seconds", "log_density", "std_error"]
 COLUMNS += ["c2st", "c2st_std_error", *(f"coverage_{level}" for level in LEVELS)]
 
@@ -135,6 +137,30 @@ def plot(results, data, output):
     figure.savefig(output / "sbi.png", dpi=80)
 
 
+def plot_pairs(results, data, output):
+    """Draw pairs of parameters of each task: reference below the diagonal, ours above."""
+    for task, n_simulations in results.groupby("task")["simulations"].max().items():
+        path = samples_path(output, task, n_simulations, results["seed"].min(), OURS)
+        reference = np.load(data / f"{task}.npz")["reference_posterior"][0, :POSTERIOR_SAMPLES]
+        both = {"reference": reference, OURS: np.load(path)}
+        size = min(reference.shape[1], PAIRED_PARAMETERS)
+        figure, axes = plt.subplots(size, size, figsize=(2 * size, 2 * size), squeeze=False)
+        for (i, j), axis in np.ndenumerate(axes):
+            limits = reference[:, j].min() - 0.1, reference[:, j].max() + 0.1
+            axis.set_xlim(limits)
+            if i == j:
+                for points in both.values():
+                    axis.hist(points[:, j], bins=40, range=limits, histtype="step")
+            else:
+                points = both["reference" if i > j else OURS]
+                axis.plot(points[:, j], points[:, i], f"C{int(i < j)}.", markersize=1, alpha=0.4)
+                axis.set_ylim(reference[:, i].min() - 0.1, reference[:, i].max() + 0.1)
+        title = f"{task}, {n_simulations:,} simulations\nreference: blue, ours: orange"
+        figure.suptitle(title, fontsize=9)
+        figure.tight_layout()
+        figure.savefig(output / f"pairs-{task}.png", dpi=70)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of .npz tasks")
@@ -158,6 +184,7 @@ def main():
     results = run_missing(run, jobs, output / "sbi.csv", COLUMNS, 4, options.jobs, *arguments)
     report(results)
     plot(results, options.data, output)
+    plot_pairs(results, options.data, output)
 
 
 if __name__ == "__main__":
