@@ -13,6 +13,7 @@ from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
 
+from ._energy import mixture_log_density
 from ._estimator import (
     SCORING_BATCH_SIZE,
     JeffreysEstimator,
@@ -576,7 +577,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
 
 def _log_proxy_to_flow(models, rows):
-    return proxy_log_density(models, rows) - flow_log_density(models, rows)
+    log_p = models["flow"].log_prob(rows)
+    return models["proxy"].log_density(rows, log_p) - mixture_log_density(log_p)
 
 
 def _distribution_function(models, rows):

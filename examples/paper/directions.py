@@ -9,20 +9,14 @@ GaussianMixture tuned by cross-validation. Printed: means over the seeds for eac
 and number of rows, and where the Jeffreys objective is ahead of the likelihood.
 """
 
-import sys
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from known_densities import KNOWN_DENSITIES
-from study import parse_options, run_all, save
+from study import PEERS, parse_options, run_all, save
 
 from skjeffreys import JeffreysDensity
-
-# The peers are those of the benchmarks.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from peers import PEERS
 
 OURS, LIKELIHOOD = "JeffreysDensity", "likelihood"
 METHODS = {

@@ -17,12 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.datasets import load_digits
-from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
-from study import parse_options, run_all, save
+from study import PEERS, parse_options, run_all, save
 
 from skjeffreys import JeffreysDensity
 
@@ -31,7 +30,7 @@ METHODS = {
     "likelihood": lambda steps: JeffreysDensity(
         objective="likelihood", max_iter=steps, random_state=0
     ),
-    "Gaussian": lambda steps: GaussianMixture(random_state=0),
+    "Gaussian": lambda steps: PEERS["Gaussian"](0),
 }
 FEATURES = 64
 
@@ -105,17 +104,11 @@ def frechet_distance(rows, others):
     return between + np.trace(covariance + other) - 2 * mixed
 
 
-def run(method, autoencoder, classifier, images, test, n_samples, steps):
+def run(method, autoencoder, classifier, images, test, steps):
     """Learn the density of codes behind the fitted autoencoder; decode samples."""
-    density = METHODS[method](steps)
-    codes = autoencoder.transform(images)
-    density.fit(codes)
+    density = METHODS[method](steps).fit(autoencoder.transform(images))
     pipeline = make_pipeline(autoencoder, density)
-    if method == "Gaussian":
-        samples, _ = density.sample(n_samples)
-    else:
-        samples = density.sample(n_samples, random_state=0)
-    decoded = autoencoder.inverse_transform(samples)
+    decoded = autoencoder.inverse_transform(density.sample(len(test), random_state=0))
     distance = frechet_distance(features(classifier, test), features(classifier, decoded))
     return [
         {
@@ -159,7 +152,7 @@ def main():
     autoencoder = Autoencoder(max_iter=epochs, **shape).fit(images)
     classifier = MLPClassifier(hidden_layer_sizes=(FEATURES,), max_iter=epochs, random_state=0)
     classifier.fit(images, labels)
-    arguments = (autoencoder, classifier, images[:n_rows], test, len(test), steps)
+    arguments = (autoencoder, classifier, images[:n_rows], test, steps)
     results = run_all(run, [(method, *arguments) for method in METHODS])
     reconstructed = autoencoder.inverse_transform(autoencoder.transform(test))
     floor = frechet_distance(features(classifier, test), features(classifier, reconstructed))

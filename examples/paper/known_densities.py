@@ -1,6 +1,6 @@
 """Densities that are known, to compare with what an estimator learns of them."""
 
-__all__ = ["KNOWN_DENSITIES", "KnownDensity", "eight_gaussians"]
+__all__ = ["KNOWN_DENSITIES", "KnownDensity", "eight_gaussians", "funnel"]
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,14 +1,19 @@
-"""What the studies share: their options, running fits side by side, and saving results."""
+"""What the studies share: options, tuned peers, running fits side by side, saving results."""
 
-__all__ = ["parse_options", "run_all", "save"]
+__all__ = ["PEERS", "parse_options", "run_all", "save"]
 
 import argparse
+import sys
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
+
+# The peers are those of the benchmarks.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from peers import PEERS
 
 
 def parse_options(description, add_arguments=None):
@@ -25,9 +30,9 @@ def parse_options(description, add_arguments=None):
     return options
 
 
-def run_all(function, jobs, n_jobs=2):
+def run_all(function, jobs):
     """Call ``function(*job)`` for each job, side by side; it returns a list of rows (dicts)."""
-    results = Parallel(n_jobs=n_jobs, return_as="generator")(delayed(function)(*j) for j in jobs)
+    results = Parallel(n_jobs=2, return_as="generator")(delayed(function)(*j) for j in jobs)
     return pd.DataFrame(chain.from_iterable(tqdm(results, total=len(jobs), unit="fit")))
 
 
