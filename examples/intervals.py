@@ -20,6 +20,56 @@ from skjeffreys import JeffreysConditionalDensity
 LEVELS = (0.5, 0.8, 0.9)
 
 
+def predict_held_out(X, y, levels, n_folds):
+    """Return quantiles and log-density of each patient by a fit to others; also that of a ridge."""
+    quantiles = np.empty((len(y), len(levels)))
+    log_density, normal = np.empty(len(y)), np.empty(len(y))
+    for train, test in KFold(n_folds, shuffle=True, random_state=0).split(X):
+        density = JeffreysConditionalDensity(bounds=(0, np.inf), random_state=0)
+        density.fit(X[train], y[train])
+        quantiles[test] = density.predict_quantile(X[test], levels)
+        log_density[test] = density.score_samples(X[test], y[test])
+        ridge = RidgeCV(np.logspace(-4, 2, 13)).fit(X[train], y[train])
+        scale = (y[train] - ridge.predict(X[train])).std()
+        normal[test] = norm.logpdf(y[test], ridge.predict(X[test]), scale)
+    return pd.DataFrame(quantiles, columns=levels), log_density, normal
+
+
+def edges(level):
+    """Levels of the quantiles between which a central interval lies."""
+    return 0.5 - level / 2, 0.5 + level / 2
+
+
+def report(bands, y, log_density, normal):
+    """Print coverage, width and log-density."""
+    rows = {}
+    for level in LEVELS:
+        low, high = (bands[edge] for edge in edges(level))
+        rows[f"{level:.0%}"] = [np.mean((low < y) & (y < high)), np.mean(high - low)]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["coverage", "mean width"])
+    print(table.round(3).to_string())
+    difference = log_density - normal
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    print(
+        f"Held-out log-density {log_density.mean():.3f} nats, ahead of a ridge regression with "
+        f"normal errors by {difference.mean():.3f} +- {error:.3f}"
+    )
+
+
+def plot(bands, y, path):
+    """Draw the intervals and what happened."""
+    order = np.argsort(sum(bands[edge] for edge in edges(LEVELS[0])))
+    for level in LEVELS[::-1]:
+        low, high = (bands[edge][order] for edge in edges(level))
+        shade = plt.cm.Blues(1 - 0.8 * level)
+        plt.fill_between(range(len(y)), low, high, color=shade, label=f"{level:.0%}")
+    plt.plot(y[order], ".k", markersize=3)
+    plt.xlabel("patients, by the middle of their 50% interval")
+    plt.ylabel("progression of the disease")
+    plt.legend()
+    plt.savefig(path, dpi=100)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("intervals.png"))
@@ -30,42 +80,10 @@ def main():
 
     # The target is a positive score in whole numbers: spread over their rounding step.
     y = y + np.random.default_rng(0).uniform(-0.5, 0.5, size=len(y))
-    levels = sorted({edge for level in LEVELS for edge in (0.5 - level / 2, 0.5 + level / 2)})
-    quantiles, log_density, normal = np.empty((len(y), len(levels))), [], []
-    for train, test in KFold(options.folds, shuffle=True, random_state=0).split(X):
-        density = JeffreysConditionalDensity(bounds=(0, np.inf), random_state=0)
-        density.fit(X[train], y[train])
-        quantiles[test] = density.predict_quantile(X[test], levels)
-        log_density.append(density.score_samples(X[test], y[test]))
-        ridge = RidgeCV(np.logspace(-4, 2, 13)).fit(X[train], y[train])
-        scale = (y[train] - ridge.predict(X[train])).std()
-        normal.append(norm.logpdf(y[test], ridge.predict(X[test]), scale))
-
-    bands = pd.DataFrame(quantiles, columns=levels)
-    rows = {}
-    for level in LEVELS:
-        low, high = bands[0.5 - level / 2], bands[0.5 + level / 2]
-        rows[f"{level:.0%}"] = [np.mean((low < y) & (y < high)), np.mean(high - low)]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["coverage", "mean width"])
-    print(table.round(3).to_string())
-    log_density, normal = np.concatenate(log_density), np.concatenate(normal)
-    difference = log_density - normal
-    error = difference.std(ddof=1) / np.sqrt(len(difference))
-    print(
-        f"Held-out log-density {log_density.mean():.3f} nats, ahead of a ridge regression with "
-        f"normal errors by {difference.mean():.3f} +- {error:.3f}"
-    )
-
-    order = np.argsort(bands[0.5 - LEVELS[0] / 2] + bands[0.5 + LEVELS[0] / 2])
-    for level in LEVELS[::-1]:
-        low, high = bands[0.5 - level / 2][order], bands[0.5 + level / 2][order]
-        shade = plt.cm.Blues(1 - 0.8 * level)
-        plt.fill_between(range(len(y)), low, high, color=shade, label=f"{level:.0%}")
-    plt.plot(y[order], ".k", markersize=3)
-    plt.xlabel("patients, by the middle of their 50% interval")
-    plt.ylabel("progression of the disease")
-    plt.legend()
-    plt.savefig(options.output, dpi=100)
+    levels = sorted({edge for level in LEVELS for edge in edges(level)})
+    bands, log_density, normal = predict_held_out(X, y, levels, options.folds)
+    report(bands, y, log_density, normal)
+    plot(bands, y, options.output)
 
 
 if __name__ == "__main__":

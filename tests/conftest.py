@@ -1,6 +1,5 @@
 import os
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -16,13 +15,6 @@ settings.load_profile("skjeffreys")
 # line is for the examples, which run in processes of their own.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def ring_of_gaussians(n, random_state):
-    """Eight normal densities of standard deviation 0.2 on a circle of radius 2."""
-    rng = np.random.RandomState(random_state)
-    angle = 2 * np.pi * rng.randint(8, size=n) / 8
-    return 2 * np.c_[np.cos(angle), np.sin(angle)] + 0.2 * rng.standard_normal((n, 2))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ring_of_gaussians
+from known_densities import eight_gaussians
 from scipy.stats import ks_2samp, kstest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris, load_wine
@@ -161,7 +161,10 @@ def test_beats_a_single_gaussian_on_real_data(load):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_jeffreys_overfits_less_than_likelihood_on_the_ring(seed):
-    train, test = ring_of_gaussians(200, seed), ring_of_gaussians(4000, 100 + seed)
+    train, test = (
+        eight_gaussians().sample(n, np.random.RandomState(random_state))
+        for n, random_state in [(200, seed), (4000, 100 + seed)]
+    )
     options = {"early_stopping": False, "max_iter": 2000, "random_state": seed}
     jeffreys = JeffreysDensity(**options).fit(train)
     likelihood = JeffreysDensity(objective="likelihood", **options).fit(train)

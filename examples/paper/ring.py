@@ -9,27 +9,17 @@ import argparse
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.special import logsumexp
+from known_densities import eight_gaussians
 from tqdm.auto import tqdm
 
 from skjeffreys import JeffreysDensity
 
-CENTRES = 2 * np.exp(2j * np.pi * np.arange(8) / 8)
-SCALE = 0.2
+RING = eight_gaussians()
 
 
-def ring(n, seed):
-    """Draw ``n`` rows from the eight Gaussians."""
-    rng = np.random.RandomState(seed)
-    centres = CENTRES[rng.randint(8, size=n)]
-    return np.c_[centres.real, centres.imag] + SCALE * rng.standard_normal((n, 2))
-
-
-def true_log_density(X):
-    """Evaluate the log-density of the eight Gaussians."""
-    centres = np.c_[CENTRES.real, CENTRES.imag]
-    squares = ((X[:, None] - centres) ** 2).sum(axis=-1)
-    return logsumexp(-squares / (2 * SCALE**2), axis=1) - np.log(8 * 2 * np.pi * SCALE**2)
+def held_out_rows(seed):
+    """Draw the rows to score on."""
+    return RING.sample(4000, np.random.RandomState(100 + seed))
 
 
 def last_iterate(objective, seed, max_iter):
@@ -37,7 +27,8 @@ def last_iterate(objective, seed, max_iter):
     density = JeffreysDensity(
         objective=objective, early_stopping=False, max_iter=max_iter, random_state=seed
     )
-    return -density.fit(ring(200, seed)).score(ring(4000, 100 + seed))
+    rows = RING.sample(200, np.random.RandomState(seed))
+    return -density.fit(rows).score(held_out_rows(seed))
 
 
 def main():
@@ -52,7 +43,7 @@ def main():
     )
     scores = np.array(list(tqdm(results, total=len(jobs)))).reshape(options.seeds, 2)
     table = pd.DataFrame(scores, columns=objectives).rename_axis("seed")
-    table["truth"] = [-true_log_density(ring(4000, 100 + seed)).mean() for seed in table.index]
+    table["truth"] = [-RING.log_density(held_out_rows(seed)).mean() for seed in table.index]
     table["likelihood - jeffreys"] = table["likelihood"] - table["jeffreys"]
     print(table.round(3).to_string())
 
