@@ -6,15 +6,18 @@ estimator; and the share of samples outside the region that holds 99.9% of the k
 samples far out can decide a reverse KL. The estimators are JeffreysDensity with its defaults, with
 the paper's independent energy, the same by maximum likelihood, and KernelDensity and
 GaussianMixture tuned by cross-validation. Printed: means over the seeds for each density, dimension
-and number of rows, and where the Jeffreys objective is ahead of the likelihood.
+and number of rows, and where the Jeffreys objective is ahead of the likelihood. Results are
+appended to ``directions.csv`` in ``--output``, and a run resumes where the last one stopped.
 """
 
+import time
 import warnings
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 from known_densities import KNOWN_DENSITIES
-from study import PEERS, parse_options, run_all, save
+from study import PEERS, parse_options, run_missing
 
 from skjeffreys import JeffreysDensity
 
@@ -32,36 +35,28 @@ TAIL = 1e-3
 EDGE_ROWS = 200_000
 #: What is measured; smaller is better.
 MEASURES = ["forward", "reverse", "Jeffreys", "outside"]
+COLUMNS = ["density", "d", "n", "seed", "method", *MEASURES, "forward +-", "reverse +-", "seconds"]
 
 
 def run(name, d, n_rows, seed, method):
-    """Fit one estimator; return the divergences, in nats, with the standard error of each."""
+    """Fit one estimator; return a CSV row of divergences, in nats, with their standard errors."""
     truth = KNOWN_DENSITIES[name](d)
     rng = np.random.RandomState(seed)
     rows, test = truth.sample(n_rows, rng), truth.sample(TEST_ROWS, rng)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        start = time.perf_counter()
         density = METHODS[method](seed).fit(rows)
+        seconds = time.perf_counter() - start
     samples = density.sample(TEST_ROWS, random_state=seed)
     log_truth = truth.log_density(samples)
     forward = truth.log_density(test) - density.score_samples(test)
     reverse = density.score_samples(samples) - log_truth
     edge = np.quantile(truth.log_density(truth.sample(EDGE_ROWS, rng)), TAIL)
-    return [
-        {
-            "density": name,
-            "d": d,
-            "n": n_rows,
-            "seed": seed,
-            "method": method,
-            "forward": forward.mean(),
-            "reverse": reverse.mean(),
-            "Jeffreys": forward.mean() + reverse.mean(),
-            "outside": (log_truth < edge).mean(),
-            "forward +-": forward.std() / np.sqrt(TEST_ROWS),
-            "reverse +-": reverse.std() / np.sqrt(TEST_ROWS),
-        }
-    ]
+    means = [forward.mean(), reverse.mean(), forward.mean() + reverse.mean()]
+    errors = [values.std() / np.sqrt(TEST_ROWS) for values in (forward, reverse)]
+    outside = (log_truth < edge).mean()
+    return [name, d, n_rows, seed, method, *means, outside, *errors, seconds]
 
 
 def report(results):
@@ -103,22 +98,24 @@ def plot(results):
     return figure
 
 
+def add_arguments(parser):
+    parser.add_argument("--seeds", type=int, default=3)
+
+
 def main():
-    options = parse_options(__doc__)
+    options = parse_options(__doc__, add_arguments)
     sizes = [50, 100] if options.quick else [100, 300, 1000, 3000, 10_000]
     dimensions = [2] if options.quick else [2, 5, 10]
     names = ["banana"] if options.quick else list(KNOWN_DENSITIES)
     jobs = [
         (name, d, n, seed, method)
-        for seed in range(1 if options.quick else 3)
-        for n in sizes
-        for name in names
-        for d in dimensions
-        for method in METHODS
+        for seed in range(1 if options.quick else options.seeds)
+        for name, d, n, method in product(names, dimensions, sizes, METHODS)
     ]
-    results = run_all(run, jobs)
+    file = options.output / "directions.csv"
+    results = run_missing(run, {job: job for job in jobs}, file, COLUMNS, 5, 2)
     report(results)
-    save(results, plot(results), options.output, "directions")
+    plot(results).savefig(options.output / "directions.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the studies share: options, tuned peers, running fits side by side, saving results."""
 
-__all__ = ["PEERS", "parse_options", "run_all", "save"]
+__all__ = ["PEERS", "parse_options", "run_all", "run_missing", "save"]
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 # The peers are those of the benchmarks.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from peers import PEERS
+from resume import run_missing
 
 
 def parse_options(description, add_arguments=None):
