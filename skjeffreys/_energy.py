@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from zuko.nn import MLP
 
-from ._base import GaussianMixtures
 from ._flow import CouplingFlows
+from ._mixtures import GaussianMixtures
 
 
 def mixture_log_density(log_p: Tensor) -> Tensor:

@@ -16,15 +16,16 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight
 from torch import nn
 
-from ._base import GaussianMixtures, fit_bases, standard_normal
 from ._bounds import Bounds
 from ._coordinates import Coordinates
-from ._energy import EnsembleReference, FixedReference, Proxy, Tilt, mixture_log_density
+from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
+from ._mixtures import GaussianMixtures, fit_mixtures, standard_normal, with_tails
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers
 from ._regression import fit_regressions
 from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
+from ._stacking import stack
 from ._torch import resolve_device, seeded_initialization, training_context
 from ._training import EarlyStopping, Trainer, train
 from ._validation import (
@@ -47,6 +48,8 @@ ARCHITECTURE = (
 )  # fmt: skip
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
+#: Rows drawn at once: each by one member.
+SAMPLING_BATCH_SIZE = 5 * SCORING_BATCH_SIZE
 
 
 def has_proxy(estimator):
@@ -54,9 +57,9 @@ def has_proxy(estimator):
     return estimator.objective != "likelihood"
 
 
-def flow_log_density(models, rows):
-    """Log-density of the ensemble at coordinates of rows, (n, q + d) to (n,)."""
-    return mixture_log_density(models["flow"].log_prob(rows))
+def main_log_density(models, rows):
+    """Log-density that a fit returns at coordinates of rows, (n, q + d) to (n,)."""
+    return models["density"].log_density(rows, models["flow"].log_prob(rows))
 
 
 def proxy_log_density(models, rows):
@@ -110,7 +113,7 @@ class JeffreysEstimator(BaseEstimator):
         early_stopping=True,
         validation_fraction=0.2,
         n_iter_no_change=3,
-        tol=1e-3,
+        tol=2.0,
         warm_start=False,
         device="auto",
         verbose=False,
@@ -168,8 +171,12 @@ class JeffreysEstimator(BaseEstimator):
             folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
             models = self._fitted_models() if warm else self._new_models(folds, models_seed)
             trainer, history = self._train(models, folds, training_seed)
+            flow = models.cpu()["flow"]
+            mixtures = self._fit_mixtures(folds, flow.regressions, models_seed)
+            models["density"] = stack(flow, mixtures, folds, self._tailed)
             self._fitted_architecture = self._architecture()
-            self._models = models.cpu().double().requires_grad_(False)
+            self._models = models.double().requires_grad_(False)
+            self.flow_weight_ = float(models["density"].weights[0])
             shift = self._coordinates.log_abs_det_jacobian(targets)
             shift = float(np.average(shift, weights=sample_weight))
             self._record(history, trainer.entropy, shift, warm)
@@ -191,15 +198,14 @@ class JeffreysEstimator(BaseEstimator):
         return Rows(values, weights, n_conditions=q)
 
     def _new_models(self, folds, seed):
-        """Build the models a fit returns: the slow flows and, where there is one, the proxy."""
+        """Build the models to train: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
-        regressions = fit_regressions(folds)
-        # Where a bound is, no row can be far out.
-        base = fit_bases(folds, regressions, self._coordinates.bounds.unbounded, seed)
+        normal = standard_normal(folds.rows.targets.shape[1])
+        base = GaussianMixtures([with_tails(normal, self._tailed)] * folds.n_members)
         with seeded_initialization(seed):
             flow = CouplingFlows(
                 base,
-                regressions=regressions,
+                regressions=fit_regressions(folds),
                 hidden_layer_sizes=hidden_layer_sizes,
                 n_transforms=self.n_transforms,
                 n_bins=self.n_bins,
@@ -209,7 +215,7 @@ class JeffreysEstimator(BaseEstimator):
                 if self.proxy == "flow":
                     reference = EnsembleReference()
                 else:
-                    reference = FixedReference(GaussianMixtures([standard_normal(base.n_features)]))
+                    reference = FixedReference(GaussianMixtures([normal]))
                 tilt = Tilt(folds.rows.values.shape[1], hidden_layer_sizes, TILT_BOUNDS[self.proxy])
                 models["proxy"] = Proxy(reference, tilt)
         return models
@@ -230,6 +236,15 @@ class JeffreysEstimator(BaseEstimator):
             )
         return copy.deepcopy(self._models).float().requires_grad_(True)
 
+    def _fit_mixtures(self, folds, regressions, seed):
+        """Return the mixtures that a fit sets beside the flows."""
+        return list(fit_mixtures(folds, regressions, seed).values())
+
+    @property
+    def _tailed(self):
+        """Which columns of the targets get heavy tails: where a bound is, no row is far out."""
+        return self._coordinates.bounds.unbounded
+
     def _record(self, history, entropy, shift, warm):
         """Keep the history in original units, after that of earlier fits where ``warm``."""
         history["training_log_likelihood"] += shift
@@ -249,7 +264,7 @@ class JeffreysEstimator(BaseEstimator):
         history = train(
             trainer,
             folds.to(device),
-            self._new_early_stopping(),
+            self._new_early_stopping(folds),
             max_iter=self.max_iter,
             batch_size=self._resolve_batch_size(len(folds.rows.values)),
             generator=torch.Generator(device).manual_seed(seed),
@@ -267,10 +282,10 @@ class JeffreysEstimator(BaseEstimator):
             multipliers = FixedMultipliers(weights, device)
         return Trainer(models, multipliers, self.learning_rate_init)
 
-    def _new_early_stopping(self):
+    def _new_early_stopping(self, folds):
         if not self.early_stopping:
             return None
-        return EarlyStopping(self.n_iter_no_change, self.tol)
+        return EarlyStopping(self.n_iter_no_change, self.tol / folds.held_out.numel())
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":
@@ -327,37 +342,10 @@ class JeffreysEstimator(BaseEstimator):
         random_state = private_random_state(
             self.random_state if random_state is None else random_state
         )
-        flow = self._models["flow"]
         generator = torch.Generator().manual_seed(random_state.randint(np.iinfo(np.int32).max))
         conditions = torch.from_numpy(self._coordinates.transform_conditions(conditions))
-        members = random_state.randint(flow.n_members, size=len(conditions))
-        index, position = _rectangle(members, flow.n_members)
         batches = [
-            flow.sample(conditions[index[:, batch]], generator)
-            for batch in gen_batches(index.shape[1], SCORING_BATCH_SIZE)
+            self._models["density"].sample(conditions[batch], generator)
+            for batch in gen_batches(len(conditions), SAMPLING_BATCH_SIZE)
         ]
-        return torch.cat(batches, dim=1)[members, position].numpy()
-
-
-def _rectangle(groups, n_groups):
-    """Arrange the members of groups side by side.
-
-    Parameters
-    ----------
-    groups : ndarray of int, shape (n,)
-        The group of each.
-
-    Returns
-    -------
-    index : ndarray of int, shape (n_groups, largest)
-        Who is in each group, with the very first wherever a group is smaller than the largest.
-    position : ndarray of int, shape (n,)
-        ``index[groups[i], position[i]] == i``.
-    """
-    counts = np.bincount(groups, minlength=n_groups)
-    order = np.argsort(groups, kind="stable")
-    position = np.empty_like(order)
-    position[order] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
-    index = np.zeros((n_groups, counts.max()), dtype=int)
-    index[groups, position] = np.arange(len(groups))
-    return index, position
+        return torch.cat(batches).numpy()

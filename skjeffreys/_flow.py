@@ -1,6 +1,6 @@
 """The main model: neural spline coupling flows of several members, computed together."""
 
-__all__ = ["CouplingFlows"]
+__all__ = ["CouplingFlows", "Flows"]
 
 import math
 from collections.abc import Callable
@@ -19,27 +19,18 @@ from zuko.transforms import (
     MonotonicRQSTransform,
 )
 
-from ._base import GaussianMixtures
+from ._mixtures import GaussianMixtures
 from ._regression import LinearRegressions
 
 #: The splines are the identity beyond this distance from zero.
 BOUND = 5.0
 
 
-class CouplingFlows(nn.Module):
-    """Flows of rational-quadratic spline couplings, one for each member of an ensemble.
+class Flows(nn.Module):
+    """Regressions of the features on conditions, then a base density; one for each member.
 
-    Every second coupling splits the features at random, the next one swaps the two halves, so
-    that two in a row transform every feature. The splines start as the identity: training
-    starts from the base density, whatever the seed.
-
-    Rows may begin with columns of conditions, which every coupling sees and leaves as they are;
-    the density is that of the other columns, the features, given these. With conditions, the
-    first transform is from the features to the standardised residuals of a regression, and the
-    first coupling is affine, to follow how conditions move and scale all features further.
-
-    The members share the splits and nothing else. Row ``k`` of the one parameter, ``weights``,
-    holds all weights of member ``k``: an average, a gradient norm or a copy is one operation.
+    Rows may begin with columns of conditions; the density is that of the other columns, the
+    features, given these.
 
     Parameters
     ----------
@@ -47,6 +38,64 @@ class CouplingFlows(nn.Module):
         Base density of each member.
     regressions : LinearRegressions
         Of the features of each member on the conditions, of which there may be none.
+    """
+
+    def __init__(self, base: GaussianMixtures, regressions: LinearRegressions) -> None:
+        super().__init__()
+        self.base = base
+        self.regressions = regressions
+        self.n_conditions = n_conditions = len(regressions.coefficients[0])
+        columns = torch.arange(n_conditions + base.n_features, device="cpu")
+        self.register_buffer("is_condition", columns < n_conditions)
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return self.base.n_members
+
+    @property
+    def transform(self) -> ComposedTransform:
+        """From rows to the base, each of shape (n_members, n, q + d)."""
+        return ComposedTransform(*self._couplings())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each member at its rows, (n_members, n, q + d) to (n_members, n).
+
+        Rows of shape (n, q + d) are those of every member.
+        """
+        z, log_abs_det = self.transform.call_and_ladj(x.expand(self.n_members, -1, -1))
+        return self.base.log_prob(z) + log_abs_det
+
+    @torch.no_grad()
+    def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).
+
+        Conditions of shape (n, q) are those of every member.
+        """
+        return self.transform.inv(self.base.sample(conditions, generator))
+
+    def _couplings(self) -> list[CouplingTransform]:
+        return [CouplingTransform(self.regressions.standardisation, self.is_condition)]
+
+
+class CouplingFlows(Flows):
+    """Flows of rational-quadratic spline couplings, one for each member of an ensemble.
+
+    Every second coupling splits the features at random, the next one swaps the two halves, so
+    that two in a row transform every feature. The splines start as the identity: training
+    starts from the base density, whatever the seed.
+
+    Every coupling sees the conditions and leaves them as they are. Where there are any, the
+    first transform is from the features to the standardised residuals of the regression, and
+    the first coupling is affine, to follow how conditions move and scale all features further.
+
+    The members share the splits and nothing else. Row ``k`` of the one parameter, ``weights``,
+    holds all weights of member ``k``: an average, a gradient norm or a copy is one operation.
+
+    Parameters
+    ----------
+    base, regressions
+        As for Flows.
     hidden_layer_sizes : tuple of int
         Hidden layers of the network of each coupling.
     n_transforms : int
@@ -66,10 +115,8 @@ class CouplingFlows(nn.Module):
         n_transforms: int,
         n_bins: int,
     ) -> None:
-        super().__init__()
-        self.base = base
-        self.regressions = regressions
-        self.n_conditions = n_conditions = len(regressions.coefficients[0])
+        super().__init__(base, regressions)
+        n_conditions = self.n_conditions
         masks = _alternating_masks(base.n_features, n_transforms)
         self.univariates = [(_spline, 3 * n_bins - 1)] * n_transforms
         if n_conditions > 0:
@@ -84,35 +131,10 @@ class CouplingFlows(nn.Module):
             torch.cat([self._initial_weights(sizes) for sizes in self.layer_sizes], dim=1)
         )
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each member at its rows, (n_members, n, q + d) to (n_members, n).
-
-        Rows of shape (n, q + d) are those of every member.
-        """
-        z, log_abs_det = self.transform.call_and_ladj(x.expand(self.n_members, -1, -1))
-        return self.base.log_prob(z) + log_abs_det
-
-    @property
-    def n_members(self) -> int:
-        """Number of members."""
-        return self.base.n_members
-
-    @torch.no_grad()
-    def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).
-
-        Conditions of shape (n, q) are those of every member.
-        """
-        return self.transform.inv(self.base.sample(conditions, generator))
-
-    @property
-    def transform(self) -> ComposedTransform:
-        """From rows to the base, each of shape (n_members, n, q + d)."""
+    def _couplings(self) -> list[CouplingTransform]:
         sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
         weights = iter(self.weights.split(sizes, dim=1))
-        couplings = []
-        if self.n_conditions > 0:
-            couplings.append(CouplingTransform(self.regressions.standardisation, self.masks[0]))
+        couplings = super()._couplings() if self.n_conditions > 0 else []
         for mask, layers, univariate in zip(
             self.masks, self.layer_sizes, self.univariates, strict=True
         ):
@@ -120,7 +142,7 @@ class CouplingFlows(nn.Module):
                 next(weights).unflatten(1, shape) for i, o in layers for shape in _shapes(i, o)
             ]
             couplings.append(CouplingTransform(partial(_conditioned, *univariate, unflat), mask))
-        return ComposedTransform(*couplings)
+        return couplings
 
     def _initial_weights(self, layers: list[tuple[int, int]]) -> Tensor:
         """Draw as torch's linear layers do, except the last layer: zeros, for the identity."""

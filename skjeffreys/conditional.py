@@ -13,12 +13,11 @@ from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, check_scalar, validate_data
 
-from ._energy import mixture_log_density
 from ._estimator import (
     SCORING_BATCH_SIZE,
     JeffreysEstimator,
-    flow_log_density,
     has_proxy,
+    main_log_density,
     proxy_log_density,
 )
 from ._validation import check_finite, check_numeric, check_range
@@ -51,7 +50,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     objective : {"jeffreys", "weighted", "likelihood"}, default="jeffreys"
         - ``"jeffreys"``: the constrained problem, with adaptive multipliers.
         - ``"weighted"``: the same three divergences with fixed ``weights``.
-        - ``"likelihood"``: the flow alone, by maximum likelihood. There is then no proxy, no
+        - ``"likelihood"``: the flows alone, by maximum likelihood. There is then no proxy, no
           normaliser and no :meth:`proxy_score_samples`.
 
     proxy : {"flow", "energy"}, default="flow"
@@ -71,7 +70,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         to one inside. None sets no bounds.
 
     n_estimators : int, default=5
-        Members of the ensemble, trained together; the density is the mean of theirs. Each
+        Members of the ensemble, trained together; the density is a mean over them. Each
         leaves out other rows and learns from the others, through the proxy, what these tell.
 
     hidden_layer_sizes : tuple of int, default=(64, 64)
@@ -108,8 +107,9 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
         which early stopping sets in; an eighth of all evaluations so far, if that is more.
 
-    tol : float, default=1e-3
-        Smallest improvement of the validation log-likelihood that counts, in nats.
+    tol : float, default=2.0
+        Smallest improvement that counts, in nats, of the log-likelihood of all rows that the
+        members leave out: of its sum, so that more rows tell smaller differences apart.
 
     warm_start : bool, default=False
         Whether another :meth:`fit` goes on from the fitted models, multipliers and scaling
@@ -138,6 +138,9 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
     normalizer_ess_ : float
         Effective sample size behind ``normalizer_``, as a fraction of the samples in (0, 1].
+
+    flow_weight_ : float
+        Weight of the flows in the density, in [0, 1]; that of the Gaussian mixtures is the rest.
 
     entropy_ : float
         Entropy of the data, in nats of the original units, from which the forward divergence
@@ -274,7 +277,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             If rows of ``X`` are far from all that the estimator was trained on.
         """
-        return self._evaluate(X, y, flow_log_density)
+        return self._evaluate(X, y, main_log_density)
 
     def score(self, X, y):
         """Mean log-density of the rows of ``y`` given those of ``X``, in nats; greater is better.
@@ -299,7 +302,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         ExtrapolationWarning
             As :meth:`score_samples`.
         """
-        return float(np.mean(self._evaluate(X, y, flow_log_density)))
+        return float(np.mean(self._evaluate(X, y, main_log_density)))
 
     @available_if(has_proxy)
     def proxy_score_samples(self, X, y):
@@ -369,9 +372,9 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     def predict(self, X):
         """Conditional mean of the targets given each row of ``X``.
 
-        An integral over the base of the flows, by randomised quasi-Monte Carlo with 64 nodes in
-        each member, the same for all rows and calls. Its error is about 1% of the standard
-        deviation of the target.
+        An integral over the bases of the flows and over the mixtures, by randomised quasi-Monte
+        Carlo with 64 nodes in each of a member, the same for all rows and calls. Its error is
+        about 1% of the standard deviation of the target.
 
         Parameters
         ----------
@@ -394,21 +397,22 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         """
         X = self._validate_call(X)
         conditions = torch.from_numpy(self._coordinates.transform_conditions(X))
-        nodes = self._models["flow"].base.quadrature(PREDICTION_NODES)
-        means = [
-            self._mean_of(conditions[batch], nodes)
-            for batch in gen_batches(len(X), SCORING_BATCH_SIZE // PREDICTION_NODES)
-        ]
-        mean = np.concatenate(means)
+        density = self._models["density"]
+        mean = sum(
+            weight * self._mean_of(part, conditions)
+            for weight, part in zip(density.weights.tolist(), density.parts, strict=True)
+        )
         return mean[:, 0] if self._targets_ndim == 1 else mean
 
     def predict_quantile(self, X, q):
         r"""Conditional quantiles of a single target, by bisection of its distribution function.
 
-        .. math:: F(y \mid x) = \tfrac1M \sum_k F_k(T_k(y; x)),
+        .. math:: F(y \mid x) = \tfrac1M \sum_k \big( w F_k(T_k(y; x)) + (1 - w) G_k(y \mid x)
+            \big),
 
-        with :math:`T_k` the flow of a member, increasing in :math:`y`, and :math:`F_k` the
-        distribution function of its base.
+        with :math:`T_k` the flow of a member, increasing in :math:`y`, :math:`F_k` the
+        distribution function of its base, :math:`G_k` that of its mixtures and :math:`w` the
+        ``flow_weight_``.
 
         Parameters
         ----------
@@ -482,7 +486,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         """
         X = self._validate_call(X, n_samples)
         rows = self._sample_rows(np.repeat(X, n_samples, axis=0), random_state)
-        log_weights = self._in_batches(rows, _log_proxy_to_flow)
+        log_weights = self._in_batches(rows, _log_proxy_to_density)
         return np.exp(log_weights).reshape(len(X), n_samples).mean(axis=1)
 
     def __sklearn_tags__(self):
@@ -491,14 +495,18 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def _mean_of(self, conditions, nodes):
-        """Mean, given each row, of the targets that the flows make of nodes of their base."""
-        flow = self._models["flow"]
-        shape = (flow.n_members, len(conditions), nodes.shape[1], -1)
-        rows = [conditions[:, None].expand(shape), nodes[:, None].expand(shape)]
-        rows = flow.transform.inv(torch.cat(rows, dim=-1).flatten(1, 2))
-        targets = self._coordinates.inverse_transform(rows.flatten(0, 1).numpy())
-        return targets.reshape(shape).mean(axis=(0, 2))
+    def _mean_of(self, flow, conditions):
+        """Mean, given each row, of the targets that flows make of nodes of their base."""
+        nodes = flow.base.quadrature(PREDICTION_NODES)
+        means = []
+        for batch in gen_batches(len(conditions), SCORING_BATCH_SIZE // PREDICTION_NODES):
+            given = conditions[batch]
+            shape = (flow.n_members, len(given), PREDICTION_NODES, -1)
+            rows = [given[:, None].expand(shape), nodes[:, None].expand(shape)]
+            rows = flow.transform.inv(torch.cat(rows, dim=-1).flatten(1, 2))
+            targets = self._coordinates.inverse_transform(rows.flatten(0, 1).numpy())
+            means.append(targets.reshape(shape).mean(axis=(0, 2)))
+        return np.concatenate(means)
 
     def _validate_call(self, X, n_samples=1):
         check_is_fitted(self)
@@ -576,13 +584,11 @@ class JeffreysConditionalDensity(JeffreysEstimator):
             )
 
 
-def _log_proxy_to_flow(models, rows):
+def _log_proxy_to_density(models, rows):
     log_p = models["flow"].log_prob(rows)
-    return models["proxy"].log_density(rows, log_p) - mixture_log_density(log_p)
+    proxy, density = models["proxy"], models["density"]
+    return proxy.log_density(rows, log_p) - density.log_density(rows, log_p)
 
 
 def _distribution_function(models, rows):
-    flow = models["flow"]
-    return flow.base.distribution_function(
-        flow.transform(rows.expand(flow.n_members, -1, -1))
-    ).mean(dim=0)
+    return models["density"].distribution_function(rows)

@@ -9,7 +9,7 @@ from sklearn.base import DensityMixin, _fit_context
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, check_scalar, validate_data
 
-from ._estimator import JeffreysEstimator, flow_log_density, has_proxy, proxy_log_density
+from ._estimator import JeffreysEstimator, has_proxy, main_log_density, proxy_log_density
 from ._validation import check_finite, check_numeric
 
 
@@ -24,9 +24,10 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     :math:`\mathrm{KL}(\pi \| q_\psi)` are constraints whose multipliers adapt during training,
     and so is the normaliser :math:`Z_\psi = 1` of the proxy [1]_.
 
-    The density is the mean of several flows, the members of an ensemble. Each leaves out other
-    rows, and its proxy is the mean of the other members, tilted by the energy-based model: what
-    it gets wrong on rows that it has not seen, those who have seen them tell it.
+    There are several flows, the members of an ensemble. Each leaves out other rows, and its
+    proxy is the mean of the other members, tilted by the energy-based model: what it gets wrong
+    on rows that it has not seen, those who have seen them tell it. The density is their mean
+    beside Gaussian mixtures of the same rows, weighted by the rows left out (stacking).
 
     Columns are standardised inside and densities are those of the original units: do not
     put a scaler in front, whose Jacobian a pipeline would lose.
@@ -36,7 +37,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     objective : {"jeffreys", "weighted", "likelihood"}, default="jeffreys"
         - ``"jeffreys"``: the constrained problem, with adaptive multipliers.
         - ``"weighted"``: the same three divergences with fixed ``weights``.
-        - ``"likelihood"``: the flow alone, by maximum likelihood. There is then no proxy, no
+        - ``"likelihood"``: the flows alone, by maximum likelihood. There is then no proxy, no
           normaliser and no :meth:`proxy_score_samples`.
 
     proxy : {"flow", "energy"}, default="flow"
@@ -56,7 +57,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         to one inside. None sets no bounds.
 
     n_estimators : int, default=5
-        Members of the ensemble, trained together; the density is the mean of theirs. Each
+        Members of the ensemble, trained together; the density is a mean over them. Each
         leaves out other rows and learns from the others, through the proxy, what these tell.
 
     hidden_layer_sizes : tuple of int, default=(64, 64)
@@ -93,8 +94,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
         which early stopping sets in; an eighth of all evaluations so far, if that is more.
 
-    tol : float, default=1e-3
-        Smallest improvement of the validation log-likelihood that counts, in nats.
+    tol : float, default=2.0
+        Smallest improvement that counts, in nats, of the log-likelihood of all rows that the
+        members leave out: of its sum, so that more rows tell smaller differences apart.
 
     warm_start : bool, default=False
         Whether another :meth:`fit` goes on from the fitted models, multipliers and scaling
@@ -123,6 +125,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
 
     normalizer_ess_ : float
         Effective sample size behind ``normalizer_``, as a fraction of the samples in (0, 1].
+
+    flow_weight_ : float
+        Weight of the flows in the density, in [0, 1]; that of the Gaussian mixtures is the rest.
 
     entropy_ : float
         Entropy of the data, in nats of the original units, from which the forward divergence
@@ -233,7 +238,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
             If ``X`` has other columns than the training rows, or NaN, infinite or non-numeric
             values.
         """
-        return self._evaluate(X, flow_log_density)
+        return self._evaluate(X, main_log_density)
 
     def score(self, X, y=None):
         """Mean log-density of the rows of ``X``, in nats; greater is better.

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._flow import CouplingFlows
+from skjeffreys._mixtures import GaussianMixtures, standard_normal
 from skjeffreys._regression import LinearRegressions, no_regressions
 
 FEATURES = [1, 2, 3, 7]

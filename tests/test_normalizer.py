@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
+from skjeffreys._mixtures import GaussianMixtures, standard_normal
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 from skjeffreys._rows import Rows
 

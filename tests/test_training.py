@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from skjeffreys._base import GaussianMixtures, standard_normal
 from skjeffreys._energy import (
     EnsembleReference,
     FixedReference,
@@ -14,6 +13,7 @@ from skjeffreys._energy import (
     mixture_log_density,
 )
 from skjeffreys._flow import CouplingFlows
+from skjeffreys._mixtures import GaussianMixtures, standard_normal
 from skjeffreys._problem import (
     DAMPING,
     DATA_MULTIPLIERS,

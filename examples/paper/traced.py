@@ -4,7 +4,7 @@ __all__ = ["TracedDensity"]
 
 import copy
 
-from skjeffreys import JeffreysDensity
+from flows_alone import FlowDensity
 
 
 class Trace:
@@ -32,7 +32,7 @@ class Trace:
         return self.states[-1]["flow"]
 
 
-class TracedDensity(JeffreysDensity):
+class TracedDensity(FlowDensity):
     """A density whose flow and proxy can be put back to those of any evaluation.
 
     There is no early stopping: the fit ends with the last iterate.
@@ -43,7 +43,7 @@ class TracedDensity(JeffreysDensity):
         self._trace = Trace(trainer)
         return trainer
 
-    def _new_early_stopping(self):
+    def _new_early_stopping(self, folds):
         return self._trace
 
     def iterates(self, every=1):

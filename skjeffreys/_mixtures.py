@@ -1,10 +1,11 @@
-"""Where training starts: the base density of each member, a mixture with heavy tails."""
+"""Gaussian mixtures of several members: fitted, given heavy tails, evaluated and sampled."""
 
-__all__ = ["GaussianMixtures", "Mixture", "fit_bases", "standard_normal"]
+__all__ = ["GaussianMixtures", "Mixture", "fit_mixtures", "standard_normal", "with_tails"]
 
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,17 @@ from torch.quasirandom import SobolEngine
 from ._regression import LinearRegressions
 from ._rows import Folds
 
-#: Mixtures that are tried, by their number of components.
-N_COMPONENTS = (1, 2, 3)
-#: Smallest variance of a component, of standardised columns.
-SMALLEST_VARIANCE = 1e-4
+#: Numbers of components of the mixtures that are fitted.
+N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
+#: Their covariances, and what is added to each variance, of standardised columns.
+COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("full", 0.1), ("diag", 0.1)]
+#: Products in a step of expectation maximisation, at most: fewer components in many columns.
+MAXIMUM_PRODUCTS = 2e8
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
-#: Standard deviations of the wide components of every base.
+#: Numbers in a block of intermediate results: few enough to stay in the cache.
+BLOCK_SIZE = 2**20
+#: Standard deviations of the wide components that are added to every mixture.
 TAIL_SCALES = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 #: Weight of the first; that of the others falls with the cube of their scale.
 TAIL_WEIGHT = 1e-3
@@ -49,7 +54,7 @@ def standard_normal(n_features: int) -> Mixture:
     return Mixture(np.ones(1), np.zeros((1, n_features)), np.eye(n_features)[None])
 
 
-def _with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
+def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
     """Add components of little weight around zero that are wide in the columns ``tailed``.
 
     Beyond the splines a flow has the tails of its base. A row far from all others, of which new
@@ -109,9 +114,12 @@ class GaussianMixtures(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each mixture at its rows, (n_members, n, q + d) to (n_members, n)."""
         z = z[..., -self.n_features :].expand(self.n_members, -1, -1)
-        coordinates = torch.baddbmm(self.offsets, z, self.factors)
-        squares = coordinates.unflatten(-1, (self.n_components, -1)).square().sum(dim=-1)
-        return torch.logsumexp(self.log_scales - 0.5 * squares, dim=-1)
+        log_p = []
+        for rows in z.split(max(1, BLOCK_SIZE // self.offsets.numel()), dim=1):
+            coordinates = torch.baddbmm(self.offsets, rows, self.factors)
+            squares = coordinates.unflatten(-1, (self.n_components, -1)).square().sum(dim=-1)
+            log_p.append(torch.logsumexp(self.log_scales - 0.5 * squares, dim=-1))
+        return torch.cat(log_p, dim=1)
 
     def distribution_function(self, z: Tensor) -> Tensor:
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
@@ -152,47 +160,45 @@ class GaussianMixtures(nn.Module):
         return rows.squeeze(-2) + self.means[member, component]
 
 
-def fit_bases(
-    folds: Folds, regressions: LinearRegressions, tailed: np.ndarray, seed: int
-) -> GaussianMixtures:
-    """Choose a base for each member: for every second one a mixture, else a standard normal.
-
-    The mixture is fitted to the rows of its member. Its number of components, or whether it
-    is a standard normal density after all, is what does best on the rows left out. Mixtures
-    follow correlated and clustered rows, and stand in the way where shapes are curved; an
-    ensemble of both is ahead of either.
+def fit_mixtures(
+    folds: Folds, regressions: LinearRegressions, seed: int
+) -> dict[tuple[int, str, float], list[Mixture]]:
+    """Fit mixtures to the rows of each member, of many sizes and shapes.
 
     What is modelled are the residuals of ``regressions``, which without conditions are the rows
-    themselves. All bases get heavy tails in the columns ``tailed``, a mask of shape (d,).
+    themselves.
+
+    Returns
+    -------
+    mixtures : dict
+        From a number of components, a type of covariance and what is added to the variances,
+        to the mixture of each member.
     """
-    normal = standard_normal(folds.rows.targets.shape[1])
-    best = [normal] * folds.n_members
-    training = regressions.residuals(folds.rows.values[_resample(folds)]).double().numpy()
-    held_out = regressions.residuals(folds.rows.values[folds.held_out])
-
-    def held_out_score(mixtures: list[Mixture]) -> float:
-        bases = GaussianMixtures([_with_tails(mixture, tailed) for mixture in mixtures])
-        return float(folds.held_out_means(bases.log_prob(held_out)).mean())
-
-    best_score = held_out_score(best)
-    for n_components in N_COMPONENTS:
-        if n_components > training.shape[1]:
-            break
-        mixtures = [_fit_mixture(rows, n_components, seed) for rows in training]
-        score = held_out_score(mixtures)
-        if score > best_score:
-            best_score, best = score, mixtures
-    bases = [mixture if k % 2 else normal for k, mixture in enumerate(best)]
-    return GaussianMixtures([_with_tails(base, tailed) for base in bases])
+    residuals = regressions.residuals(folds.rows.values[_resample(folds)]).double().numpy()
+    _, n_rows, d = residuals.shape
+    mixtures = {}
+    for n_components, covariance in product(N_COMPONENTS, COVARIANCES):
+        affordable = n_rows * n_components * d**2 <= MAXIMUM_PRODUCTS
+        if n_components == 1 or (2 * n_components <= n_rows and affordable):
+            key = (n_components, *covariance)
+            mixtures[key] = [_fit_mixture(rows, *key, seed) for rows in residuals]
+    return mixtures
 
 
-def _fit_mixture(rows: np.ndarray, n_components: int, seed: int) -> Mixture:
-    mixture = GaussianMixture(n_components, reg_covar=SMALLEST_VARIANCE, random_state=seed)
+def _fit_mixture(
+    rows: np.ndarray, n_components: int, covariance_type: str, reg_covar: float, seed: int
+) -> Mixture:
+    mixture = GaussianMixture(
+        n_components, covariance_type=covariance_type, reg_covar=reg_covar, random_state=seed
+    )
     # In one thread the mixture is the same whatever the number of threads.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(rows)
-    return Mixture(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
+    factors = mixture.precisions_cholesky_
+    if covariance_type == "diag":
+        factors = factors[:, :, None] * np.eye(rows.shape[1])
+    return Mixture(mixture.weights_, mixture.means_, factors)
 
 
 def _resample(folds: Folds) -> Tensor:

@@ -4,14 +4,14 @@ import torch
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
-from skjeffreys._base import (
-    TAIL_SCALES,
+from skjeffreys._mixtures import (
+    COVARIANCES,
     GaussianMixtures,
     Mixture,
     _resample,
-    _with_tails,
-    fit_bases,
+    fit_mixtures,
     standard_normal,
+    with_tails,
 )
 from skjeffreys._regression import fit_regressions
 from skjeffreys._rows import Rows, split_rows
@@ -22,10 +22,6 @@ def clusters(n, seed=0):
     X = rng.standard_normal((n, 3)) @ rng.standard_normal((3, 3))
     X[: n // 3] = 0.2 * X[: n // 3] + 5
     return (X - X.mean(axis=0)) / X.std(axis=0)
-
-
-def bases_of(folds):
-    return fit_bases(folds, fit_regressions(folds), tailed=True, seed=0)
 
 
 def make_folds(X, weights=None, n_members=4, fraction=0.25):
@@ -53,6 +49,14 @@ def test_log_density_is_that_of_the_mixtures(fitted, bases):
     np.testing.assert_allclose(log_density, np.stack(expected), rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_do_not_matter(bases, monkeypatch):
+    X = torch.tensor(clusters(50), dtype=torch.float32)
+    together = bases.log_prob(X)
+    monkeypatch.setattr("skjeffreys._mixtures.BLOCK_SIZE", 100)
+    torch.testing.assert_close(bases.log_prob(X), together)
+    assert bases.log_prob(X[:0]).shape == (3, 0)
+
+
 SAMPLES = {
     "random": (lambda bases: bases.sample(torch.empty(40_000, 0), torch.Generator()), 0.03, 0.05),
     "quadrature": (lambda bases: bases.quadrature(1024), 0.005, 0.02),
@@ -70,37 +74,52 @@ def test_samples_have_the_moments_of_the_mixtures(bases, sample, mean_error, cov
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=covariance_error)
 
 
-def test_every_second_member_gets_a_mixture_where_rows_cluster():
-    weights = bases_of(make_folds(clusters(300))).weights
-    n_components = (weights > 0).sum(dim=1) - len(TAIL_SCALES)
-    assert n_components[[0, 2]].tolist() == [1, 1]
-    assert (n_components[[1, 3]] >= 2).all()
+def test_mixtures_are_fitted_to_the_rows_of_each_member():
+    folds = make_folds(clusters(300))
+    mixtures = fit_mixtures(folds, fit_regressions(folds), seed=0)
+    for (n_components, covariance_type, reg_covar), members in mixtures.items():
+        for mixture, index in zip(members, folds.training, strict=True):
+            assert len(mixture.weights) == n_components
+            rows = folds.rows.values[index].double().numpy()
+            np.testing.assert_allclose(
+                mixture.weights @ mixture.means, rows.mean(axis=0), atol=0.02
+            )
+            if covariance_type == "diag":
+                off_diagonal = mixture.factors * (1 - np.eye(3))
+                assert (off_diagonal == 0).all()
+            variances = np.linalg.eigvalsh(mixture.factors @ mixture.factors.transpose(0, 2, 1))
+            assert (1 / variances > 0.99 * reg_covar).all()
 
 
-def test_no_mixture_where_it_does_worse_on_the_rows_left_out():
-    X = np.random.RandomState(0).standard_normal((40, 15))
-    bases = bases_of(make_folds(X))
-    assert bases.n_components == 1 + len(TAIL_SCALES)
-    assert (bases.means == 0).all()
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_few_rows_have_mixtures_of_few_components(n):
+    folds = make_folds(clusters(n), n_members=2, fraction=0.3)
+    sizes = {key[0] for key in fit_mixtures(folds, fit_regressions(folds), seed=0)}
+    assert 1 in sizes
+    assert max(sizes) <= max(1, folds.training.shape[1] // 2)
 
 
-def test_every_base_has_heavy_tails():
-    X = clusters(300)
-    bases = bases_of(make_folds(X)).double()
-    X_far = torch.tensor(X[:1], dtype=torch.float64) * torch.tensor([[1.0], [30], [300], [3000]])
-    near, *far = bases.log_prob(X_far).min(dim=0).values
+def test_many_columns_have_mixtures_of_few_components():
+    folds = make_folds(np.random.RandomState(0).standard_normal((400, 300)), n_members=1)
+    mixtures = fit_mixtures(folds, fit_regressions(folds), seed=0)
+    n_rows = folds.training.shape[1]
+    assert max(key[0] for key in mixtures) * n_rows * 300**2 <= 2e8
+    assert {key[1:] for key in mixtures} == set(COVARIANCES)
+
+
+def test_tails_are_heavy_and_cost_nothing_close_by():
+    plain = GaussianMixtures([standard_normal(3)]).double()
+    tailed = GaussianMixtures([with_tails(standard_normal(3), tailed=True)]).double()
+    X = torch.tensor(clusters(300))
+    assert (tailed.log_prob(X) > plain.log_prob(X) - 0.0011).all()
+    X_far = X[:1] * torch.tensor([[1.0], [30], [300], [3000]])
+    near, *far = tailed.log_prob(X_far)[0]
     # A normal density would lose the square of the distance: 450, 45,000, 4,500,000 nats.
     assert torch.stack(far).min() > near - 100
-    # Close by, nothing is lost.
-    folds = make_folds(X)
-    plain = GaussianMixtures([standard_normal(3)])
-    with_tails = GaussianMixtures([_with_tails(standard_normal(3), tailed=True)])
-    rows = folds.rows.values
-    assert (with_tails.log_prob(rows) > plain.log_prob(rows) - 0.0011).all()
 
 
 def test_tails_hardly_change_the_variance():
-    weights, _, factors = _with_tails(standard_normal(2), tailed=np.array([True, False]))
+    weights, _, factors = with_tails(standard_normal(2), tailed=np.array([True, False]))
     assert weights.sum() == pytest.approx(1)
     assert weights @ factors[:, 0, 0] ** -2.0 == pytest.approx(1, abs=0.025)
     assert (factors[:, 1, 1] == 1).all()

@@ -1,0 +1,12 @@
+"""The density of the flows alone, as in the paper."""
+
+__all__ = ["FlowDensity"]
+
+from skjeffreys import JeffreysDensity
+
+
+class FlowDensity(JeffreysDensity):
+    """JeffreysDensity without the mixtures beside its flows."""
+
+    def _fit_mixtures(self, folds, regressions, seed):
+        return []

@@ -1,0 +1,172 @@
+"""The density that a fit returns: flows beside Gaussian mixtures, as rows left out weigh them."""
+
+__all__ = ["StackedDensity", "stack", "stacking_weights"]
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._energy import mixture_log_density
+from ._flow import Flows
+from ._mixtures import GaussianMixtures, Mixture, with_tails
+from ._rows import Folds
+
+#: Smallest weight of a mixture that is kept.
+SMALLEST_WEIGHT = 0.01
+#: Gain of a step of expectation maximisation, in nats a row, below which it has converged.
+TOLERANCE = 1e-7
+#: Steps at most.
+MAXIMUM_STEPS = 2000
+
+
+class StackedDensity(nn.Module):
+    r"""A mixture of the densities of an ensemble: of its flows and of others, its parts.
+
+    .. math:: p(x) = \sum_j w_j \tfrac1M \sum_{k=1}^M p_{j, k}(x)
+
+    Parameters
+    ----------
+    parts : sequence of Flows
+        The flows that are trained first.
+    weights : Tensor of shape (n_parts,)
+        Positive; their sum is one.
+    """
+
+    def __init__(self, parts: Sequence[Flows], weights: Tensor) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("weights", weights)
+
+    def log_density(self, x: Tensor, log_p: Tensor) -> Tensor:
+        """Evaluate at ``x`` of shape (n, q + d), with result of shape (n,).
+
+        ``log_p`` of shape (n_members, n) are the log-densities of the flows at ``x``.
+        """
+        each = [log_p, *(part.log_prob(x) for part in self.parts[1:])]
+        each = torch.stack([mixture_log_density(log_densities) for log_densities in each])
+        return torch.logsumexp(self.weights.log()[:, None] + each, dim=0)
+
+    def distribution_function(self, x: Tensor) -> Tensor:
+        """Distribution function of a single feature at ``x``, (n, q + 1) to (n,)."""
+        rows = x.expand(self.parts[0].n_members, -1, -1)
+        values = [
+            part.base.distribution_function(part.transform(rows)).mean(dim=0) for part in self.parts
+        ]
+        return self.weights @ torch.stack(values)
+
+    def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a row for each row of conditions, (n, q) to (n, q + d)."""
+        n, flow = len(conditions), self.parts[0]
+        rows = conditions.new_empty(n, flow.n_conditions + flow.base.n_features)
+        options = {"generator": generator, "device": conditions.device}
+        members = torch.randint(flow.n_members, (n,), **options)
+        parts = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        for j, part in enumerate(self.parts):
+            chosen = parts == j
+            if chosen.any():
+                index, position = _rectangle(members[chosen].numpy(), flow.n_members)
+                drawn = part.sample(conditions[chosen][index], generator)
+                rows[chosen] = drawn[members[chosen], position]
+        return rows
+
+
+@torch.no_grad()
+def stack(
+    flow: Flows, mixtures: Sequence[list[Mixture]], folds: Folds, tailed: np.ndarray
+) -> StackedDensity:
+    """Set mixtures of the same members beside flows, weighed by the rows left out.
+
+    Parameters
+    ----------
+    flow : Flows
+    mixtures : sequence of list of Mixture
+        Of the residuals of the regressions of ``flow``: of each kind the mixture of every
+        member. Those of little weight are left out; there may be none.
+    folds : Folds
+    tailed : ndarray of bool, shape (d,)
+        Columns in which the mixtures get heavy tails.
+    """
+
+    def part(members: Iterable[Mixture]) -> Flows:
+        base = GaussianMixtures([with_tails(member, tailed) for member in members])
+        return Flows(base, flow.regressions)
+
+    held_out = folds.rows.values[folds.held_out]
+    log_densities = [each.log_prob(held_out) for each in [flow, *map(part, mixtures)]]
+    row_weights = folds.rows.weights[folds.held_out].flatten()
+    weights = stacking_weights(torch.stack(log_densities).flatten(1), row_weights).numpy()
+    weights[1:] = np.where(weights[1:] >= SMALLEST_WEIGHT, weights[1:], 0)
+    weights /= weights.sum()
+    rest = weights[1:].sum()
+    if rest == 0:
+        return StackedDensity([flow], torch.ones(1, dtype=torch.float64, device="cpu"))
+    joined = [_join(members, weights[1:] / rest) for members in zip(*mixtures, strict=True)]
+    return StackedDensity([flow, part(joined)], torch.from_numpy(np.r_[weights[0], rest]))
+
+
+def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
+    """Weights of the mixture of densities that is most likely, by expectation maximisation.
+
+    Parameters
+    ----------
+    log_densities : Tensor of shape (n_densities, n)
+        Of rows that the densities were not fitted to.
+    row_weights : Tensor of shape (n,)
+
+    Returns
+    -------
+    weights : Tensor of shape (n_densities,)
+        Their sum is one.
+
+    References
+    ----------
+    Smyth and Wolpert, *Linearly Combining Density Estimators via Stacking*, Machine Learning 36,
+    1999.
+    """
+    row_weights = row_weights.double() / row_weights.sum()
+    densities = (log_densities - log_densities.max(dim=0).values).double().exp()
+    weights = densities.new_full((len(densities),), 1 / len(densities))
+    score = -torch.inf
+    for _ in range(MAXIMUM_STEPS):
+        mixture = weights @ densities
+        previous, score = score, float(row_weights @ mixture.log())
+        if score - previous < TOLERANCE:
+            break
+        weights = weights * (densities @ (row_weights / mixture))
+    return weights
+
+
+def _join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
+    """Return the mixture of mixtures, without those of weight zero."""
+    parts = [
+        mixture._replace(weights=weight * mixture.weights)
+        for mixture, weight in zip(mixtures, weights, strict=True)
+        if weight > 0
+    ]
+    return Mixture(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _rectangle(groups, n_groups):
+    """Arrange the members of groups side by side.
+
+    Parameters
+    ----------
+    groups : ndarray of int, shape (n,)
+        The group of each.
+
+    Returns
+    -------
+    index : ndarray of int, shape (n_groups, largest)
+        Who is in each group, with the very first wherever a group is smaller than the largest.
+    position : ndarray of int, shape (n,)
+        ``index[groups[i], position[i]] == i``.
+    """
+    counts = np.bincount(groups, minlength=n_groups)
+    order = np.argsort(groups, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.zeros((n_groups, counts.max()), dtype=int)
+    index[groups, position] = np.arange(len(groups))
+    return index, position

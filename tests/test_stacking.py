@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+from scipy.stats import kstest
+from sklearn.datasets import make_blobs, make_moons
+from sklearn.mixture import GaussianMixture
+from test_mixtures import clusters, make_folds
+
+from skjeffreys import JeffreysDensity
+from skjeffreys._flow import Flows
+from skjeffreys._mixtures import GaussianMixtures, Mixture, fit_mixtures, standard_normal
+from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
+from skjeffreys._stacking import StackedDensity, stack, stacking_weights
+
+NO_TAILS = np.array([False])
+
+
+def normals(means, scale, regressions=None):
+    """Flows without couplings around a mean for each member, in one dimension."""
+    bases = [Mixture(np.ones(1), np.full((1, 1), m), np.full((1, 1, 1), 1 / scale)) for m in means]
+    regressions = regressions or no_regressions(len(means), 0, 1)
+    return Flows(GaussianMixtures(bases), regressions).double()
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    parts = [normals([-4.0, -2.0], 0.5), normals([1.0, 5.0], 1.0)]
+    return StackedDensity(parts, torch.tensor([0.3, 0.7], dtype=torch.float64))
+
+
+def log_density(stacked, x):
+    return stacked.log_density(x, stacked.parts[0].log_prob(x))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_maximise_the_weighted_likelihood(seed):
+    rng = np.random.RandomState(seed)
+    log_densities = 2 * rng.standard_normal((4, 60)) + rng.standard_normal((4, 1))
+    row_weights = rng.uniform(0.1, 2, size=60)
+
+    def loss(logits):
+        mixed = logsumexp(log_densities.T + np.log(softmax(logits)), axis=1)
+        return -np.average(mixed, weights=row_weights)
+
+    weights = stacking_weights(torch.tensor(log_densities), torch.tensor(row_weights)).numpy()
+    assert weights.sum() == pytest.approx(1)
+    best = minimize(loss, np.zeros(4)).fun
+    assert loss(np.log(weights + 1e-300)) == pytest.approx(best, abs=1e-4)
+
+
+def test_weights_do_not_overflow_far_out():
+    log_densities = torch.tensor([[-1e6, -2e6, 5.0], [-1e6, -2e6 + 800, 4.0]])
+    weights = stacking_weights(log_densities, torch.ones(3))
+    assert weights[1] > 0.4
+
+
+def test_density_is_that_of_both_parts_and_integrates_to_one(stacked):
+    x = torch.linspace(-15, 15, 3001, dtype=torch.float64)[:, None]
+    density = log_density(stacked, x).exp()
+    each = [part.log_prob(x).exp().mean(dim=0) for part in stacked.parts]
+    torch.testing.assert_close(density, 0.3 * each[0] + 0.7 * each[1])
+    assert torch.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-6)
+    distribution = stacked.distribution_function(x)
+    expected = torch.cumulative_trapezoid(density, x[:, 0])
+    torch.testing.assert_close(distribution[1:], expected, atol=1e-4, rtol=0)
+
+
+def test_samples_follow_the_density(stacked):
+    generator = torch.Generator().manual_seed(0)
+    samples = stacked.sample(torch.empty(20_000, 0, dtype=torch.float64), generator)
+
+    def distribution(values):
+        return stacked.distribution_function(torch.tensor(values)[:, None]).numpy()
+
+    assert kstest(samples[:, 0].numpy(), distribution).pvalue > 0.001
+
+
+def test_samples_belong_to_their_conditions():
+    slope = torch.full((2, 1, 1), 10.0)
+    regressions = LinearRegressions(slope, torch.zeros(2, 1, 1), torch.ones(1))
+    parts = [normals([0.0, 0.0], 1.0, regressions) for _ in range(2)]
+    density = StackedDensity(parts, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    conditions = torch.arange(200.0, dtype=torch.float64)[:, None]
+    samples = density.sample(conditions, torch.Generator().manual_seed(0))
+    assert (samples[:, :1] == conditions).all()
+    assert (samples[:, 1:] - 10 * conditions).abs().max() < 5
+    one = density.sample(conditions[:1], torch.Generator().manual_seed(0))
+    assert one.shape == (1, 2)
+
+
+def test_stack_weighs_by_the_rows_left_out():
+    folds = make_folds(clusters(300))
+    regressions = fit_regressions(folds)
+    flow = Flows(GaussianMixtures([standard_normal(3)] * 4), regressions)
+    candidates = fit_mixtures(folds, regressions, seed=0)
+    density = stack(flow, list(candidates.values()), folds, NO_TAILS)
+    # Rows in two clusters are not standard normal.
+    assert density.weights[0] < 0.05
+    held_out = folds.rows.values[folds.held_out]
+    score = folds.held_out_means(density.parts[1].log_prob(held_out)).mean()
+    for members in candidates.values():
+        other = Flows(GaussianMixtures(members), regressions)
+        assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
+
+
+def test_a_part_that_is_the_density_of_the_rows_gets_the_weight():
+    X = np.random.RandomState(0).standard_normal((400, 2))
+    folds = make_folds(X)
+    regressions = fit_regressions(folds)
+    flow = Flows(GaussianMixtures([standard_normal(2)] * 4), regressions)
+    far = [standard_normal(2)._replace(means=np.full((1, 2), 9.0))] * 4
+    rows = folds.rows.values
+    log_p = flow.log_prob(rows)
+    for mixtures in ([far], []):
+        density = stack(flow, mixtures, folds, NO_TAILS)
+        assert density.weights.tolist() == [1.0]
+        torch.testing.assert_close(density.log_density(rows, log_p), log_p[0].double())
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        make_blobs(300, 5, centers=6, random_state=0)[0],
+        make_moons(300, noise=0.1, random_state=0)[0],
+    ],
+    ids=["clusters", "curves"],
+)
+def test_fit_is_about_as_good_as_the_better_part(X):
+    training, test = X[:150], X[150:]
+    density = JeffreysDensity(max_iter=300, random_state=0).fit(training)
+    mixtures = [GaussianMixture(k, random_state=0).fit(training) for k in range(1, 9)]
+    assert density.score(test) > max(mixture.score(test) for mixture in mixtures) - 0.1
