@@ -1,11 +1,12 @@
 """Images from the density of their codes.
 
 An autoencoder compresses images to codes (100 numbers for MNIST, arXiv:2511.11159, Figure 5); the
-density of the codes is learned by the Jeffreys and by the likelihood objective, and as a Gaussian
-for comparison; samples are decoded. Printed: the log-density of held-out codes and a Frechet
-distance to held-out images in the features of a small classifier trained here. That is not FID,
-whose features are of another network: compare only figures of one run. Drawn: decoded samples from
-the same noise, and the training image nearest to some of them.
+density of the codes is learned by flows, with the Jeffreys objective, for the default proxy and the
+independent energy of the paper, and by likelihood, and as a Gaussian for comparison; samples are
+decoded. Printed: the log-density of held-out codes and a Frechet distance to held-out images in the
+features of a small classifier trained here. That is not FID, whose features are of another network:
+compare only figures of one run. Drawn: decoded samples from the same noise, and the training image
+nearest to some of them.
 
 Without ``--data``, the 1,797 digits of 8 x 8 pixels that ship with scikit-learn; with it, a folder
 that holds ``mnist.npz`` (``X``, ``y``, ``X_test``, ``y_test``).
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from flows_alone import FlowDensity
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -23,13 +25,10 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from study import PEERS, parse_options, run_all, save
 
-from skjeffreys import JeffreysDensity
-
 METHODS = {
-    "Jeffreys": lambda steps: JeffreysDensity(max_iter=steps, random_state=0),
-    "likelihood": lambda steps: JeffreysDensity(
-        objective="likelihood", max_iter=steps, random_state=0
-    ),
+    "Jeffreys": lambda steps: FlowDensity(max_iter=steps, random_state=0),
+    "Jeffreys, energy": lambda steps: FlowDensity(proxy="energy", max_iter=steps, random_state=0),
+    "likelihood": lambda steps: FlowDensity(objective="likelihood", max_iter=steps, random_state=0),
     "Gaussian": lambda steps: PEERS["Gaussian"](0),
 }
 FEATURES = 64
@@ -124,7 +123,7 @@ def plot(results, images):
     """Draw samples of each method side by side, and the nearest training images of ours."""
     side = int(np.sqrt(images.shape[1]))
     figure, axes = plt.subplots(
-        1, len(results) + 1, figsize=(4 * len(results) + 4, 4.4), layout="constrained"
+        1, len(results) + 1, figsize=(3.2 * len(results) + 3.2, 3.6), layout="constrained"
     )
     ours = results.set_index("method").loc["Jeffreys", "decoded"][:32]
     nearest = NearestNeighbors(n_neighbors=1).fit(images).kneighbors(ours, return_distance=False)
@@ -136,7 +135,7 @@ def plot(results, images):
         tiles = tiles.transpose(0, 2, 1, 3).reshape(8 * (side + 1), 8 * (side + 1))
         axis.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=9)
     return figure
 
 
