@@ -458,7 +458,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         """Normaliser of the proxy given each row of ``X``, by importance sampling.
 
         Training holds its mean over ``x``, ``normalizer_``, at one; where it is far from one
-        for some ``x``, the proxy and the flow disagree there on how probable ``x`` is.
+        for some ``x``, the proxy and the flow disagree there on how probable ``x`` is. The
+        samples are those of the density, :meth:`sample`.
 
         Parameters
         ----------
