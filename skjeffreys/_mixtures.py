@@ -25,6 +25,8 @@ N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("full", 0.1), ("diag", 0.1)]
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
+#: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
+TOLERANCE = 1e-2
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.
@@ -177,11 +179,14 @@ def fit_mixtures(
     residuals = regressions.residuals(folds.rows.values[_resample(folds)]).double().numpy()
     _, n_rows, d = residuals.shape
     mixtures = {}
-    for n_components, covariance in product(N_COMPONENTS, COVARIANCES):
-        affordable = n_rows * n_components * d**2 <= MAXIMUM_PRODUCTS
-        if n_components == 1 or (2 * n_components <= n_rows and affordable):
-            key = (n_components, *covariance)
-            mixtures[key] = [_fit_mixture(rows, *key, seed) for rows in residuals]
+    # In one thread a mixture is the same whatever the number of threads.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for n_components, covariance in product(N_COMPONENTS, COVARIANCES):
+            affordable = n_rows * n_components * d**2 <= MAXIMUM_PRODUCTS
+            if n_components == 1 or (2 * n_components <= n_rows and affordable):
+                key = (n_components, *covariance)
+                mixtures[key] = [_fit_mixture(rows, *key, seed) for rows in residuals]
     return mixtures
 
 
@@ -189,12 +194,12 @@ def _fit_mixture(
     rows: np.ndarray, n_components: int, covariance_type: str, reg_covar: float, seed: int
 ) -> Mixture:
     mixture = GaussianMixture(
-        n_components, covariance_type=covariance_type, reg_covar=reg_covar, random_state=seed
-    )
-    # In one thread the mixture is the same whatever the number of threads.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(rows)
+        n_components,
+        covariance_type=covariance_type,
+        reg_covar=reg_covar,
+        tol=TOLERANCE,
+        random_state=seed,
+    ).fit(rows)
     factors = mixture.precisions_cholesky_
     if covariance_type == "diag":
         factors = factors[:, :, None] * np.eye(rows.shape[1])
