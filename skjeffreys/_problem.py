@@ -44,7 +44,7 @@ DATA_MULTIPLIERS = (0.1, 10.0)
 REVERSE_ROWS = 200
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
-MAXIMUM_DIFFERENCE = 1.0
+MAXIMUM_DIFFERENCE = 0.5
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 #: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
@@ -128,7 +128,7 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
 
     whose noise vanishes as the two models agree and which needs no derivative of the sampler
     or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436). A difference
-    from the mean counts for one nat at most: the pull of a proxy that knows less than the flow
+    from the mean counts for half a nat at most: the pull of a proxy that knows less than the flow
     stays bounded, however far it is off. The gradient of the normaliser in the proxy is the
     mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the importance weights :math:`w`.
     """
