@@ -1,11 +1,16 @@
-"""From columns in original units to the coordinates models see, with the Jacobian."""
+"""From columns in original units to the coordinates that models see, with the Jacobian."""
 
-__all__ = ["Coordinates", "Scaling"]
+__all__ = ["Coordinates", "Scaling", "Standardisation"]
+
+from dataclasses import replace
 
 import numpy as np
+import torch
 from sklearn.preprocessing import StandardScaler
 
 from ._bounds import Bounds
+from ._power import PowerTransform
+from ._rows import Rows
 
 #: Scale of a constant column, as a share of its value.
 CONSTANT_SCALE = 0.01
@@ -31,7 +36,7 @@ class Scaling(StandardScaler):
         return self
 
 
-class Coordinates:
+class Standardisation:
     """Standardised conditions beside targets that are freed of their bounds and standardised.
 
     Parameters
@@ -70,23 +75,79 @@ class Coordinates:
         return columns[columns >= 0]
 
     def transform(self, conditions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Compute coordinates of rows that are inside the bounds, (n, q + d)."""
-        return self._scaling.transform(np.hstack([conditions, self.bounds.transform(targets)]))
+        """Standardise rows that are inside the bounds, (n, q + d)."""
+        return np.hstack([self.transform_conditions(conditions), self.transform_targets(targets)])
 
     def transform_conditions(self, conditions: np.ndarray) -> np.ndarray:
-        """Compute the coordinates of conditions, (n, q)."""
+        """Standardise conditions, (n, q)."""
         q = self.n_conditions
         return (conditions - self._scaling.mean_[:q]) / self._scaling.scale_[:q]
 
+    def transform_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Standardise targets that are inside the bounds, (n, d)."""
+        q = self.n_conditions
+        return (self.bounds.transform(targets) - self._scaling.mean_[q:]) / self._scaling.scale_[q:]
+
+    def inverse_transform_targets(self, targets: np.ndarray) -> np.ndarray:
+        """Compute targets from standardised ones, (n, d)."""
+        q = self.n_conditions
+        return self.bounds.inverse_transform(
+            targets * self._scaling.scale_[q:] + self._scaling.mean_[q:]
+        )
+
+    def log_abs_det_jacobian(self, targets: np.ndarray) -> np.ndarray:
+        """Logarithm of how much targets are stretched at each row, (n, d) to (n,)."""
+        scale = self._scaling.scale_[self.n_conditions :]
+        return self.bounds.log_abs_det_jacobian(targets) - np.log(scale).sum()
+
+
+class Coordinates:
+    """Standardised columns, bent towards a normal distribution: what models see.
+
+    Parameters
+    ----------
+    standardisation : Standardisation
+    rows : Rows
+        Standardised training rows.
+    """
+
+    def __init__(self, standardisation: Standardisation, rows: Rows) -> None:
+        self._standardisation = standardisation
+        self._conditions_power = PowerTransform(rows.conditions.numpy(), rows.weights.numpy())
+        self._targets_power = PowerTransform(rows.targets.numpy(), rows.weights.numpy())
+
+    def bend(self, rows: Rows) -> Rows:
+        """Compute the coordinates of standardised rows."""
+        values = [
+            self._conditions_power.transform(rows.conditions.numpy()),
+            self._targets_power.transform(rows.targets.numpy()),
+        ]
+        return replace(rows, values=torch.from_numpy(np.hstack(values).astype(np.float32)))
+
+    def transform(self, conditions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Compute coordinates of rows that are inside the bounds, (n, q + d)."""
+        targets = self._standardisation.transform_targets(targets)
+        return np.hstack(
+            [self.transform_conditions(conditions), self._targets_power.transform(targets)]
+        )
+
+    def transform_conditions(self, conditions: np.ndarray) -> np.ndarray:
+        """Compute the coordinates of conditions, (n, q)."""
+        return self._conditions_power.transform(
+            self._standardisation.transform_conditions(conditions)
+        )
+
     def inverse_transform(self, rows: np.ndarray) -> np.ndarray:
         """Compute the targets of rows, (n, q + d) to (n, d)."""
-        table = self._scaling.inverse_transform(rows)
-        return self.bounds.inverse_transform(table[:, self.n_conditions :])
+        targets = rows[:, self._standardisation.n_conditions :]
+        targets = self._targets_power.inverse_transform(targets)
+        return self._standardisation.inverse_transform_targets(targets)
 
     def log_abs_det_jacobian(self, targets: np.ndarray) -> np.ndarray:
         """Logarithm of how much the coordinates stretch volumes at targets, (n, d) to (n,).
 
         ``log p(target | conditions)`` is that of the coordinates plus this, in nats.
         """
-        scale = self._scaling.scale_[self.n_conditions :]
-        return self.bounds.log_abs_det_jacobian(targets) - np.log(scale).sum()
+        standardised = self._standardisation.transform_targets(targets)
+        bending = self._targets_power.log_abs_det_jacobian(standardised).sum(axis=1)
+        return self._standardisation.log_abs_det_jacobian(targets) + bending

@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import nn
 
 from ._bounds import Bounds
-from ._coordinates import Coordinates
+from ._coordinates import Coordinates, Standardisation
 from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
 from ._mixtures import GaussianMixtures, fit_mixtures, standard_normal, with_tails
@@ -46,6 +46,9 @@ TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
+#: Optimiser steps for 200 rows, of which more rows get more, as the root of their number; and at
+#: most.
+STEPS, MAXIMUM_STEPS = 300, 4000
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
 #: Rows drawn at once: each by one member.
@@ -85,7 +88,7 @@ class JeffreysEstimator(BaseEstimator):
         "n_bins": [Interval(Integral, 2, None, closed="left")],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -109,7 +112,7 @@ class JeffreysEstimator(BaseEstimator):
         n_bins=8,
         learning_rate_init=0.01,
         batch_size="auto",
-        max_iter=4000,
+        max_iter="auto",
         early_stopping=True,
         validation_fraction=0.2,
         n_iter_no_change=3,
@@ -161,12 +164,15 @@ class JeffreysEstimator(BaseEstimator):
         check_range(targets, name, names)
         if not warm:
             vars(self).pop("_models", None)  # Should this fit fail, nothing is fitted.
-            self._coordinates = Coordinates(bounds, conditions, targets, sample_weight)
+            self._standardisation = Standardisation(bounds, conditions, targets, sample_weight)
         random_state = private_random_state(self.random_state)
         seeds = random_state.randint(np.iinfo(np.int32).max, size=4).tolist()
         rows_seed, models_seed, training_seed, normalizer_seed = seeds
         random_state = np.random.RandomState(rows_seed)
         rows = self._training_rows(conditions, targets, sample_weight, random_state, name, names)
+        if not warm:
+            self._coordinates = Coordinates(self._standardisation, rows)
+        rows = self._coordinates.bend(rows)
         with training_context():
             folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
             models = self._fitted_models() if warm else self._new_models(folds, models_seed)
@@ -185,12 +191,12 @@ class JeffreysEstimator(BaseEstimator):
         return self
 
     def _training_rows(self, conditions, targets, sample_weight, random_state, name, names):
-        """Compute coordinates of the rows and merge them; warn of what has no density."""
-        q = self._coordinates.n_conditions
-        constant = self._coordinates.constant_columns
+        """Standardise the rows and merge them; warn of what has no density."""
+        q = self._standardisation.n_conditions
+        constant = self._standardisation.constant_columns
         tied = tied_columns(np.hstack([conditions, targets])) - q
         tied = np.setdiff1d(tied[tied >= 0], constant)
-        values = self._coordinates.transform(conditions, targets)
+        values = self._standardisation.transform(conditions, targets)
         values, weights = canonical_rows(
             values, sample_weight, q + constant, q + tied, random_state
         )
@@ -243,7 +249,7 @@ class JeffreysEstimator(BaseEstimator):
     @property
     def _tailed(self):
         """Which columns of the targets get heavy tails: where a bound is, no row is far out."""
-        return self._coordinates.bounds.unbounded
+        return self._standardisation.bounds.unbounded
 
     def _record(self, history, entropy, shift, warm):
         """Keep the history in original units, after that of earlier fits where ``warm``."""
@@ -265,7 +271,7 @@ class JeffreysEstimator(BaseEstimator):
             trainer,
             folds.to(device),
             self._new_early_stopping(folds),
-            max_iter=self.max_iter,
+            max_iter=self._resolve_max_iter(len(folds.rows.values)),
             batch_size=self._resolve_batch_size(len(folds.rows.values)),
             generator=torch.Generator(device).manual_seed(seed),
             verbose=bool(self.verbose),
@@ -286,6 +292,11 @@ class JeffreysEstimator(BaseEstimator):
         if not self.early_stopping:
             return None
         return EarlyStopping(self.n_iter_no_change, self.tol / folds.held_out.numel())
+
+    def _resolve_max_iter(self, n_rows):
+        if self.max_iter != "auto":
+            return self.max_iter
+        return min(math.ceil(STEPS * math.sqrt(n_rows / 200)), MAXIMUM_STEPS)
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":
@@ -314,7 +325,7 @@ class JeffreysEstimator(BaseEstimator):
 
     def _log_density(self, conditions, targets, log_density):
         """Evaluate ``log_density(models, rows)`` at targets, in nats of the original units."""
-        inside = self._coordinates.bounds.contain(targets)
+        inside = self._standardisation.bounds.contain(targets)
         conditions, targets = conditions[inside], targets[inside]
         result = np.full(len(inside), -np.inf)
         if inside.any():

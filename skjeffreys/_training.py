@@ -17,10 +17,6 @@ from ._rows import Folds
 EVALUATION_INTERVAL = 25
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
-#: Share of all steps, the last ones, over which it falls to zero again.
-COOL_DOWN = 1 / 6
-#: Share of the evaluations so far that counts as a stall, where it is more than the patience.
-STALL = 1 / 8
 #: Samples of the ensemble in a step, per data row of a member. Each serves all members.
 SAMPLES_PER_ROW = 1 / 3
 #: Decay, per step, of the slow copy of the flow: an exponential average of its weights.
@@ -127,7 +123,7 @@ class Trainer:
     def held_out_log_likelihoods(self, folds: Folds) -> Tensor:
         """Weighted mean log-density of each slow member on the rows it leaves out, (n_members,).
 
-        In nats of the standardised data.
+        In nats of the coordinates.
         """
         return folds.held_out_means(self.slow_flow.log_prob(folds.rows.values[folds.held_out]))
 
@@ -160,11 +156,11 @@ class Trainer:
         vars(self.multipliers).update(state["multipliers"])
 
     def schedule(self, iteration: int, last_iteration: int) -> None:
-        """Set the learning rate: up in 30 steps, constant, and down in the last sixth."""
-        warm_up = iteration / WARM_UP
-        cool_down = (last_iteration + 1 - iteration) / (COOL_DOWN * last_iteration)
+        """Set the learning rate: up in 30 steps, and down to zero at the end."""
+        rising = iteration / WARM_UP
+        falling = (last_iteration + 1 - iteration) / last_iteration
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(warm_up, 1.0, cool_down)
+            group["lr"] = self.learning_rate * min(rising, falling)
 
 
 def _clip_each_row(gradient: Tensor) -> None:
@@ -179,8 +175,7 @@ class EarlyStopping:
     Parameters
     ----------
     patience : int
-        Evaluations without an improvement of more than ``tolerance`` after which to stop, or
-        an eighth of all so far if that is more: where training takes long, progress is slow.
+        Evaluations without an improvement of more than ``tolerance`` after which to stop.
     tolerance : float
         In nats, of the mean over the members of their best held-out log-likelihoods.
     """
@@ -190,7 +185,6 @@ class EarlyStopping:
         self.tolerance = tolerance
         self.best_scores = None
         self.best_weights = None
-        self.evaluations = 0
         self.evaluations_without_change = 0
 
     def update(self, scores: Tensor, weights: Tensor) -> None:
@@ -202,7 +196,6 @@ class EarlyStopping:
             Held-out log-likelihoods.
         weights : Tensor of shape (n_members, n_weights)
         """
-        self.evaluations += 1
         if self.best_scores is None:
             self.best_scores, self.best_weights = scores.clone(), weights.detach().clone()
             return
@@ -216,7 +209,7 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         """Whether the patience is used up."""
-        return self.evaluations_without_change >= max(self.patience, STALL * self.evaluations)
+        return self.evaluations_without_change >= self.patience
 
 
 class Recovery:
@@ -263,7 +256,7 @@ def train(
     generator: torch.Generator,
     verbose: bool,
 ) -> pd.DataFrame:
-    """Train for ``max_iter`` steps, or through a cool-down after ``early_stopping`` says so.
+    """Train for ``max_iter`` steps, or until ``early_stopping`` says so.
 
     The slow flow ends with its last weights or, with early stopping, with those of each member
     that have the best held-out log-likelihood.
@@ -275,7 +268,7 @@ def train(
         ``forward``, ``reverse``, ``fidelity`` and ``normalizer``; the multipliers ``lambda_1``,
         ``lambda_2``, ``lambda_3`` and ``mu``; the ``training_log_likelihood`` of the flow, over
         the same batches; and the ``validation_log_likelihood`` of its slow copy, on the rows
-        that each member leaves out. In nats, of the standardised data.
+        that each member leaves out. In nats, of the coordinates.
 
     Raises
     ------
@@ -285,11 +278,10 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
-    last_iteration = max_iter
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        trainer.schedule(iteration, last_iteration)
+        trainer.schedule(iteration, max_iter)
         recent.append(trainer.step(folds.draw(batch_size, generator), generator))
-        if iteration % EVALUATION_INTERVAL != 0 and iteration != last_iteration:
+        if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
             continue
         if recovery.check(trainer):
             scores = trainer.held_out_log_likelihoods(folds)
@@ -298,10 +290,8 @@ def train(
             if early_stopping is not None:
                 early_stopping.update(scores, trainer.slow_flow.weights)
         recent = []
-        if iteration == last_iteration:
-            break
         if early_stopping is not None and early_stopping.should_stop:
-            last_iteration = min(last_iteration, math.ceil(iteration / (1 - COOL_DOWN)))
+            break
     if not history:
         raise _left_finite_numbers(recovery.recoveries)
     if early_stopping is not None:

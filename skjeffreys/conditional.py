@@ -43,7 +43,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     are regression with full uncertainty, and simulation-based inference: with parameters as
     ``y`` and simulations as ``X``, the density given an observation is the posterior.
 
-    Columns are standardised inside, and the density is that of ``y`` in its original units.
+    Columns are standardised inside and bent towards a normal distribution, and the density is
+    that of ``y`` in its original units.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     proxy : {"flow", "energy"}, default="flow"
         What the network of the proxy tilts. ``"flow"``: the mean density of the members, for
         each member that of the others, which keeps the normaliser known in any dimension.
-        ``"energy"``: a standard normal density (of the standardised columns), the independent
+        ``"energy"``: a standard normal density (of the columns inside), the independent
         energy of [1]_: smoother, for few rows of a simple shape; where the shape is not simple
         it knows less than the flow.
 
@@ -83,21 +84,21 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
     learning_rate_init : float, default=0.01
-        Step of the Adam optimiser, reached after 30 steps and kept until the last sixth of all
-        steps, over which it falls to zero.
+        Largest step of the Adam optimiser: it rises for 30 steps and then falls, to zero after
+        ``max_iter`` steps.
 
     batch_size : int or "auto", default="auto"
         Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
         5,000.
 
-    max_iter : int, default=4000
-        Optimiser steps (not epochs) at most.
+    max_iter : int or "auto", default="auto"
+        Optimiser steps (not epochs) at most. ``"auto"`` is 300 for 200 rows and grows with the
+        root of their number, up to 4,000. More suit sharp structure, and take longer.
 
     early_stopping : bool, default=True
         Whether to stop when the log-likelihood of the rows that the members leave out no
-        longer improves, after a last sixth of all steps in which the learning rate falls to
-        zero, and to keep the best iterate of each member. Otherwise training goes on for
-        ``max_iter`` steps and the last iterate is kept.
+        longer improves, and to keep the best iterate of each member. Otherwise training goes on
+        for ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
@@ -105,7 +106,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
     n_iter_no_change : int, default=3
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
-        which early stopping sets in; an eighth of all evaluations so far, if that is more.
+        which early stopping ends training.
 
     tol : float, default=2.0
         Smallest improvement that counts, in nats, of the log-likelihood of all rows that the

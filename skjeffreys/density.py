@@ -29,8 +29,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     on rows that it has not seen, those who have seen them tell it. The density is their mean
     beside Gaussian mixtures of the same rows, weighted by the rows left out (stacking).
 
-    Columns are standardised inside and densities are those of the original units: do not
-    put a scaler in front, whose Jacobian a pipeline would lose.
+    Columns are standardised inside and bent towards a normal distribution [2]_, and densities
+    are those of the original units: do not put a scaler or a logarithm in front, whose Jacobian a
+    pipeline would lose.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     proxy : {"flow", "energy"}, default="flow"
         What the network of the proxy tilts. ``"flow"``: the mean density of the members, for
         each member that of the others, which keeps the normaliser known in any dimension.
-        ``"energy"``: a standard normal density (of the standardised columns), the independent
+        ``"energy"``: a standard normal density (of the columns inside), the independent
         energy of [1]_: smoother, for few rows of a simple shape; where the shape is not simple
         it knows less than the flow.
 
@@ -70,21 +71,21 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
     learning_rate_init : float, default=0.01
-        Step of the Adam optimiser, reached after 30 steps and kept until the last sixth of all
-        steps, over which it falls to zero.
+        Largest step of the Adam optimiser: it rises for 30 steps and then falls, to zero after
+        ``max_iter`` steps.
 
     batch_size : int or "auto", default="auto"
         Rows of each member in a step. ``"auto"`` is 64, 128 from 1,000 rows and 256 from
         5,000.
 
-    max_iter : int, default=4000
-        Optimiser steps (not epochs) at most.
+    max_iter : int or "auto", default="auto"
+        Optimiser steps (not epochs) at most. ``"auto"`` is 300 for 200 rows and grows with the
+        root of their number, up to 4,000. More suit sharp structure, and take longer.
 
     early_stopping : bool, default=True
         Whether to stop when the log-likelihood of the rows that the members leave out no
-        longer improves, after a last sixth of all steps in which the learning rate falls to
-        zero, and to keep the best iterate of each member. Otherwise training goes on for
-        ``max_iter`` steps and the last iterate is kept.
+        longer improves, and to keep the best iterate of each member. Otherwise training goes on
+        for ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
@@ -92,7 +93,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
 
     n_iter_no_change : int, default=3
         Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
-        which early stopping sets in; an eighth of all evaluations so far, if that is more.
+        which early stopping ends training.
 
     tol : float, default=2.0
         Smallest improvement that counts, in nats, of the log-likelihood of all rows that the
@@ -165,6 +166,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     ----------
     .. [1] O. Ben-Dov and L. F. O. Chamon, "Adaptive Symmetrization of the KL Divergence",
        2025. https://arxiv.org/abs/2511.11159
+    .. [2] I.-K. Yeo and R. A. Johnson, "A New Family of Power Transformations to Improve
+       Normality or Symmetry", Biometrika 87, 2000. https://doi.org/10.1093/biomet/87.4.954
 
     Examples
     --------

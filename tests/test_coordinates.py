@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.preprocessing import StandardScaler
 
 from skjeffreys._bounds import Bounds
-from skjeffreys._coordinates import Coordinates, Scaling
+from skjeffreys._coordinates import Coordinates, Scaling, Standardisation
+from skjeffreys._rows import Rows
 
 X = np.random.RandomState(0).standard_normal((50, 3)) * [1e-6, 1.0, 1e6] + [0.0, 5.0, 1e6]
 
@@ -20,16 +22,34 @@ BOUNDS = ([-np.inf, -2.0, 0.0, -np.inf], [np.inf, 5.0, np.inf, 0.0])
 
 
 @pytest.fixture
-def coordinates():
-    bounds = Bounds(BOUNDS, 4)
-    return Coordinates(bounds, X[:50], TARGETS[:50], np.ones(50))
+def standardisation():
+    return Standardisation(Bounds(BOUNDS, 4), X[:50], TARGETS[:50], np.ones(50))
 
 
-def test_coordinates_are_standardised_conditions_beside_standardised_targets(coordinates):
-    rows = coordinates.transform(X, TARGETS[:50])
+@pytest.fixture
+def rows(standardisation):
+    values = torch.from_numpy(standardisation.transform(X[:50], TARGETS[:50]))
+    return Rows(values, torch.full((50,), 1 / 50, dtype=torch.float64), n_conditions=3)
+
+
+@pytest.fixture
+def coordinates(standardisation, rows):
+    return Coordinates(standardisation, rows)
+
+
+def test_rows_are_standardised_conditions_beside_standardised_targets(standardisation):
+    rows = standardisation.transform(X, TARGETS[:50])
     np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(rows.std(axis=0), 1)
-    np.testing.assert_array_equal(rows[:, :3], coordinates.transform_conditions(X))
+    np.testing.assert_array_equal(rows[:, :3], standardisation.transform_conditions(X))
+
+
+def test_coordinates_of_rows_are_those_of_the_table(coordinates, rows):
+    expected = coordinates.transform(X[:50], TARGETS[:50])
+    bent = coordinates.bend(rows)
+    np.testing.assert_allclose(bent.values, expected, atol=1e-6)
+    np.testing.assert_array_equal(bent.weights, rows.weights)
+    np.testing.assert_array_equal(expected[:, :3], coordinates.transform_conditions(X[:50]))
 
 
 def test_inverse_of_coordinates(coordinates):

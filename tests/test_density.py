@@ -188,6 +188,22 @@ def test_any_number_of_members_is_one_density(moons, n_estimators):
     assert 0 <= density.flow_weight_ <= 1
 
 
+def test_skewed_columns_cost_little():
+    """Columns whose logarithms are normal are modelled nearly as well as these themselves."""
+    rng = np.random.RandomState(0)
+    X, X_new = (rng.multivariate_normal([0, 1], [[1, 0.8], [0.8, 1]], n) for n in (300, 2000))
+    plain = JeffreysDensity(random_state=0).fit(X).score(X_new)
+    skewed = JeffreysDensity(random_state=0).fit(np.exp(X)).score(np.exp(X_new))
+    assert skewed + X_new.sum(axis=1).mean() == pytest.approx(plain, abs=0.1)
+
+
+@pytest.mark.parametrize(("n", "steps"), [(50, 150), (800, 600)])
+def test_steps_grow_with_the_root_of_the_rows(n, steps):
+    X = np.random.RandomState(0).standard_normal((n, 2))
+    options = {"n_estimators": 2, "early_stopping": False, "random_state": 0}
+    assert JeffreysDensity(**options).fit(X).n_iter_ == steps
+
+
 def test_a_row_far_away_costs_little():
     X = np.random.RandomState(0).standard_normal((200, 2))
     density = JeffreysDensity(max_iter=200, random_state=0).fit(X)

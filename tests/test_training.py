@@ -25,12 +25,10 @@ from skjeffreys._problem import (
 from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
-    COOL_DOWN,
     ENTROPY_ALLOWANCE,
     MAXIMUM_RECOVERIES,
     SAMPLES_PER_ROW,
     SLOW_DECAY,
-    STALL,
     WARM_UP,
     EarlyStopping,
     Recovery,
@@ -219,20 +217,14 @@ def test_learning_rate_rises_and_falls():
         trainer.schedule(iteration, 1000)
         rates += {group["lr"] for group in trainer.optimizer.param_groups}
     assert len(rates) == 1000
-    cool_down = round(1000 * COOL_DOWN)
-    assert (np.diff(rates[:WARM_UP]) > 0).all()
-    assert (np.array(rates[WARM_UP : 1000 - cool_down]) == 0.5).all()
-    assert (np.diff(rates[1000 - cool_down :]) < 0).all()
-    assert rates[-1] == pytest.approx(0.5 / (1000 * COOL_DOWN))
+    np.testing.assert_allclose(rates[:20], 0.5 * np.arange(1, 21) / WARM_UP)
+    np.testing.assert_allclose(rates[WARM_UP:], 0.5 * np.arange(1000 - WARM_UP, 0, -1) / 1000)
 
 
-def test_training_cools_down_after_early_stopping():
-    trainer = make_trainer()
-    history = run(trainer, EarlyStopping(2, 1e6), max_iter=1000)
-    # Nothing improves by a million nats after the first evaluation: a stall at the third.
-    last = history["iteration"].iloc[-1]
-    assert last * (1 - COOL_DOWN) == pytest.approx(75, abs=1)
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / (last * COOL_DOWN))
+def test_early_stopping_ends_training():
+    history = run(make_trainer(), EarlyStopping(2, 1e6), max_iter=1000)
+    # Nothing improves by a million nats after the first evaluation.
+    assert history["iteration"].tolist() == [25, 50, 75]
 
 
 def test_history_has_a_row_per_evaluation():
@@ -263,17 +255,6 @@ def test_early_stopping_keeps_the_best_of_each_member_and_runs_out_of_patience()
     assert stops == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.
     assert early_stopping.best_weights[:, 0].tolist() == [2.0, 3.0]
-
-
-def test_patience_grows_with_the_length_of_training():
-    early_stopping, weights = EarlyStopping(patience=2, tolerance=0.0), torch.zeros(1, 3)
-    for i in range(80):
-        early_stopping.update(torch.tensor([float(i)]), weights)
-    stalled = 0
-    while not early_stopping.should_stop:
-        early_stopping.update(torch.tensor([0.0]), weights)
-        stalled += 1
-    assert stalled == math.ceil(80 * STALL / (1 - STALL))
 
 
 def test_training_returns_the_best_iterate_of_each_member():
