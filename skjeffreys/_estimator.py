@@ -46,9 +46,10 @@ TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
-#: Optimiser steps for 200 rows, of which more rows get more, as the root of their number; and at
-#: most.
-STEPS, MAXIMUM_STEPS = 300, 4000
+#: Optimiser steps for 200 rows; they grow with the root of the number of rows.
+STEPS = 300
+#: Optimiser steps at most.
+MAXIMUM_STEPS = 4000
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
 #: Rows drawn at once: each by one member.
