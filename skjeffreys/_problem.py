@@ -94,14 +94,16 @@ class LogDensities:
 
     @cached_property
     def normalizer_weights(self) -> Tensor:
-        """Importance weights ``q~(y) / mean(p)(y)``, truncated at the root of their number, (s,).
+        """Importance weights ``q~(y) / mean(p)(y)``, truncated at their number, (s,).
 
         One sample in the tail of the flow can otherwise outweigh all others by many orders of
-        magnitude and throw the multiplier of the normaliser off. Truncation vanishes as the
-        batch grows (Ionides, *Truncated Importance Sampling*, JCGS 17, 2008).
+        magnitude and throw the multiplier of the normaliser off; so it adds one to their mean at
+        most. Truncation at the root of the number (Ionides, *Truncated Importance Sampling*, JCGS
+        17, 2008) is steadier but, with the few samples of a step, so biased that an independent
+        energy settles at a normaliser well above one.
         """
         log_weights = (self.q_y - mixture_log_density(self.p_y)).detach()
-        return log_weights.clamp(max=0.5 * math.log(len(log_weights))).exp()
+        return log_weights.clamp(max=math.log(len(log_weights))).exp()
 
 
 @torch.no_grad()
