@@ -19,6 +19,7 @@ from resume import run_missing
 from threadpoolctl import threadpool_limits
 
 from skjeffreys import JeffreysDensity
+from skjeffreys._energy import mixture_log_density
 
 MAXIMUM_TEST_ROWS = 2000
 OURS = "JeffreysDensity"
@@ -35,6 +36,14 @@ METHODS = {
 }
 COLUMNS = ["set", "n_train", "split", "method", "rows", "columns", "seconds", "score"]
 COLUMNS += ["normalizer", "normalizer_std_error", "normalizer_ess"]
+#: Log-densities of parts of JeffreysDensity, from its models and rows of coordinates.
+PARTS = {
+    "a single flow": lambda models, rows: models["flow"].log_prob(rows).mean(dim=0),
+    "the mean of the flows": lambda models, rows: mixture_log_density(
+        models["flow"].log_prob(rows)
+    ),
+}
+COLUMNS += PARTS
 
 
 def split_table(path, n_train, split):
@@ -60,8 +69,16 @@ def run(path, n_train, split, method, output):
         getattr(estimator, name, np.nan)
         for name in ("normalizer_", "normalizer_std_error_", "normalizer_ess_")
     ]
+    parts = part_scores(estimator, test) if isinstance(estimator, JeffreysDensity) else []
     shape = training.shape
-    return [path.stem, n_train, split, method, *shape, seconds, log_density.mean(), *normalizer]
+    score = log_density.mean()
+    return [path.stem, n_train, split, method, *shape, seconds, score, *normalizer, *parts]
+
+
+def part_scores(density, rows):
+    """Mean log-densities of the parts of a fitted JeffreysDensity."""
+    no_conditions = np.empty((len(rows), 0))
+    return [density._log_density(no_conditions, rows, part).mean() for part in PARTS.values()]
 
 
 def rows_path(output, name, n_train, split, method):
@@ -123,6 +140,22 @@ def report(summary):
         )
 
 
+def report_parts(results):
+    """Print what the Jeffreys objective adds to a flow, to their mean, and beside mixtures."""
+    print("Ahead of likelihood; standard errors over the splits, so that the luck of a fit counts:")
+    for part in [*PARTS, "score"]:
+        scores = results.pivot(index=["set", "n_train", "split"], columns="method", values=part)
+        lead = (scores[OURS] - scores["likelihood"]).groupby(["set", "n_train"])
+        mean, error = lead.mean(), lead.sem()
+        for n_train, cells in mean.groupby("n_train"):
+            errors = error[cells.index]
+            print(
+                f"  {part}, {n_train} rows: {(cells > 0).sum()} of {len(cells)}, by "
+                f"{cells.mean():.3f} nats; by more than two standard errors in "
+                f"{(cells > 2 * errors).sum()}, behind so in {(cells < -2 * errors).sum()}"
+            )
+
+
 def report_normalizer(results):
     """Print the worst normaliser and effective sample size."""
     ours = results[results["method"] == OURS]
@@ -181,6 +214,8 @@ def main():
     report(summary)
     if OURS in options.methods:
         report_normalizer(results)
+        if "likelihood" in options.methods:
+            report_parts(results)
         plot(summary, options.output / "density.png")
 
 
