@@ -22,7 +22,7 @@ from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
 from ._mixtures import GaussianMixtures, fit_mixtures, standard_normal, with_tails
 from ._normalizer import measure_normalizer
-from ._problem import AdaptiveMultipliers, FixedMultipliers
+from ._problem import AdaptiveMultipliers, FixedMultipliers, slopes_of_price
 from ._regression import fit_regressions
 from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
 from ._stacking import stack
@@ -281,13 +281,14 @@ class JeffreysEstimator(BaseEstimator):
 
     def _new_trainer(self, models, n_rows):
         """Return what takes the steps; ``n_rows`` are those that a member trains on."""
-        device = models["flow"].weights.device
-        if self.objective == "jeffreys":
-            multipliers = AdaptiveMultipliers(n_rows, device)
-        else:
-            weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
-            multipliers = FixedMultipliers(weights, device)
+        multipliers = self._new_multipliers(n_rows, models["flow"].weights.device)
         return Trainer(models, multipliers, self.learning_rate_init)
+
+    def _new_multipliers(self, n_rows, device):
+        if self.objective == "jeffreys":
+            return AdaptiveMultipliers(*slopes_of_price(n_rows), device)
+        weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
+        return FixedMultipliers(weights, device)
 
     def _new_early_stopping(self, folds):
         if not self.early_stopping:

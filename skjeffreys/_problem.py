@@ -22,6 +22,7 @@ __all__ = [
     "Terms",
     "evaluate_terms",
     "lagrangian",
+    "slopes_of_price",
 ]
 
 import math
@@ -148,6 +149,13 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     return divergences + len(p_y) * mu * (weights * log_densities.q_y).mean()
 
 
+def slopes_of_price(n_rows: int) -> tuple[list[float], list[float]]:
+    """Return the smallest and the largest multipliers, for ``n_rows`` that a member trains on."""
+    smallest, largest = DATA_MULTIPLIERS
+    largest_reverse = smallest * min(1.0, REVERSE_ROWS / n_rows)
+    return [smallest, 0.1 * largest_reverse, smallest], [largest, largest_reverse, largest]
+
+
 class FixedMultipliers:
     """Multipliers that never move: the weighted problem.
 
@@ -182,18 +190,17 @@ class AdaptiveMultipliers(FixedMultipliers):
 
     Parameters
     ----------
-    n_rows : int
-        Rows that a member trains on.
+    smallest, largest : sequence of float, shape (3,)
+        The slopes of ``h`` at zero and far out; those of the library are from
+        :func:`slopes_of_price`.
     device : torch.device
     """
 
-    def __init__(self, n_rows: int, device: torch.device) -> None:
-        smallest, largest = DATA_MULTIPLIERS
-        largest_reverse = smallest * min(1.0, REVERSE_ROWS / n_rows)
-        minimum = [smallest, 0.1 * largest_reverse, smallest]
-        maximum = [largest, largest_reverse, largest]
-        self.minimum = torch.tensor(minimum, dtype=torch.float32, device=device)
-        self.maximum = torch.tensor(maximum, dtype=torch.float32, device=device)
+    def __init__(
+        self, smallest: Sequence[float], largest: Sequence[float], device: torch.device
+    ) -> None:
+        self.minimum = torch.as_tensor(smallest, dtype=torch.float32, device=device)
+        self.maximum = torch.as_tensor(largest, dtype=torch.float32, device=device)
         super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property

@@ -12,6 +12,7 @@ from skjeffreys._problem import (
     Terms,
     evaluate_terms,
     lagrangian,
+    slopes_of_price,
 )
 
 CPU = torch.device("cpu")
@@ -125,7 +126,7 @@ def test_samples_shared_by_members_measure_the_divergence_of_each():
 
 
 def test_dual_step_ascends():
-    multipliers = AdaptiveMultipliers(100, CPU)
+    multipliers = AdaptiveMultipliers(*slopes_of_price(100), CPU)
     before, mu = multipliers.lambdas.clone(), multipliers.mu.clone()
     multipliers.ascend(terms(5.0, -5.0, 0.5, 1.5))
     minimum, maximum = multipliers.minimum, multipliers.maximum
@@ -136,7 +137,7 @@ def test_dual_step_ascends():
 
 
 def test_multipliers_settle_at_the_divergences():
-    multipliers = AdaptiveMultipliers(100, CPU)
+    multipliers = AdaptiveMultipliers(*slopes_of_price(100), CPU)
     for _ in range(1000):
         multipliers.ascend(terms(0.3, 0.0, -1.0, 1.0))
     expected = torch.tensor([0.3, 0.0, 0.0]) + multipliers.minimum
@@ -144,7 +145,7 @@ def test_multipliers_settle_at_the_divergences():
 
 
 def test_damping_vanishes_at_the_solution_and_opposes_the_violation():
-    multipliers = AdaptiveMultipliers(100, CPU)
+    multipliers = AdaptiveMultipliers(*slopes_of_price(100), CPU)
     assert multipliers.damped_mu(torch.tensor(1.0)) == multipliers.mu
     assert multipliers.damped_mu(torch.tensor(1.5)) > multipliers.mu
     assert multipliers.damped_mu(torch.tensor(0.5)) < multipliers.mu
@@ -158,7 +159,7 @@ def test_no_sample_adds_more_than_one_to_the_normalizer():
 
 
 def test_multipliers_stay_within_their_bounds():
-    multipliers = AdaptiveMultipliers(100, CPU)
+    multipliers = AdaptiveMultipliers(*slopes_of_price(100), CPU)
     for _ in range(5000):
         multipliers.ascend(terms(1e3, 1e3, 1e3, 1.0))
     smallest, largest = DATA_MULTIPLIERS
@@ -167,7 +168,7 @@ def test_multipliers_stay_within_their_bounds():
 
 @pytest.mark.parametrize("n_rows, share", [(50, 1.0), (200, 1.0), (2000, 0.1), (20_000, 0.01)])
 def test_the_reverse_divergence_counts_for_a_number_of_rows(n_rows, share):
-    multipliers = AdaptiveMultipliers(n_rows, CPU)
+    multipliers = AdaptiveMultipliers(*slopes_of_price(n_rows), CPU)
     for _ in range(1000):
         multipliers.ascend(terms(0.0, 100.0, 0.0, 1.0))
     forward, reverse, _ = multipliers.lambdas

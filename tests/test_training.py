@@ -21,6 +21,7 @@ from skjeffreys._problem import (
     REVERSE_ROWS,
     AdaptiveMultipliers,
     FixedMultipliers,
+    slopes_of_price,
 )
 from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
@@ -59,7 +60,8 @@ def random_models(with_proxy=True, seed=0):
 
 
 def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
-    multipliers = AdaptiveMultipliers(300, CPU) if multipliers is None else multipliers
+    if multipliers is None:
+        multipliers = AdaptiveMultipliers(*slopes_of_price(300), CPU)
     for name, value in vars(multipliers).items():
         setattr(multipliers, name, value.double())
     trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)

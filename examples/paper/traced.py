@@ -1,10 +1,13 @@
 """Estimators that remember every iterate, to draw what happened during training."""
 
-__all__ = ["TracedDensity"]
+__all__ = ["PaperDensity", "TracedDensity"]
 
 import copy
+import math
 
 from flows_alone import FlowDensity
+
+from skjeffreys._problem import DATA_MULTIPLIERS, AdaptiveMultipliers
 
 
 class Trace:
@@ -57,3 +60,25 @@ class TracedDensity(FlowDensity):
             if "tilt" in state:
                 self._models["proxy"].tilt.load_state_dict(state["tilt"])
             yield iteration
+
+
+class PaperDensity(TracedDensity):
+    """A single flow, its proxy and its multipliers as in the paper.
+
+    The proxy is an independent energy, and the price of relaxing a constraint is quadratic: a
+    multiplier has no largest value. Its smallest is that of the library, without which all three
+    could vanish.
+    """
+
+    def __init__(self, *, learning_rate_init=0.01, max_iter=1000, random_state=None):
+        super().__init__(
+            proxy="energy",
+            n_estimators=1,
+            learning_rate_init=learning_rate_init,
+            max_iter=max_iter,
+            random_state=random_state,
+        )
+
+    def _new_multipliers(self, n_rows, device):
+        smallest = DATA_MULTIPLIERS[0]
+        return AdaptiveMultipliers([smallest] * 3, [math.inf] * 3, device)
