@@ -85,7 +85,9 @@ def load_images(folder):
         X, X_test, y, _ = train_test_split(X / 16, y, test_size=0.3, random_state=0)
         return X, y, X_test
     data = np.load(folder / "mnist.npz")
-    X, X_test = (data[name].reshape(len(data[name]), -1) / 255 for name in ("X", "X_test"))
+    X, X_test = (
+        data[name].reshape(len(data[name]), -1) / np.float32(255) for name in ("X", "X_test")
+    )
     return X, data["y"], X_test
 
 
