@@ -166,6 +166,13 @@ def test_multipliers_stay_within_their_bounds():
     assert multipliers.lambdas.tolist() == pytest.approx([largest, smallest, largest])
 
 
+def test_without_a_largest_value_multipliers_follow_their_divergences():
+    multipliers = AdaptiveMultipliers([0.1] * 3, [torch.inf] * 3, CPU)
+    for _ in range(1000):
+        multipliers.ascend(terms(50.0, 7.0, -3.0, 1.0))
+    assert multipliers.lambdas.tolist() == pytest.approx([50.1, 7.1, 0.1])
+
+
 @pytest.mark.parametrize("n_rows, share", [(50, 1.0), (200, 1.0), (2000, 0.1), (20_000, 0.01)])
 def test_the_reverse_divergence_counts_for_a_number_of_rows(n_rows, share):
     multipliers = AdaptiveMultipliers(*slopes_of_price(n_rows), CPU)

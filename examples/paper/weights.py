@@ -6,6 +6,7 @@ negative log-likelihood of fresh rows, and the normaliser of the proxy, by quadr
 where the adaptive runs rank among the 25 at their last iterate, and which of them drift.
 """
 
+from functools import partial
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -24,10 +25,7 @@ SETTING = "reverse / fidelity"
 #: From the name of an adaptive setting to its estimator and the colour of its curve.
 ADAPTIVE = {
     "adaptive": (PaperDensity, "C3"),
-    "adaptive, library": (
-        lambda **options: TracedDensity(proxy="energy", n_estimators=1, **options),
-        "C0",
-    ),
+    "adaptive, library": (partial(TracedDensity, proxy="energy", n_estimators=1), "C0"),
 }
 
 
