@@ -29,6 +29,7 @@ METHODS = {
     "KernelDensity": PEERS["KernelDensity"],
     "GaussianMixture": PEERS["GaussianMixture"],
 }
+SIZES = [100, 300, 1000, 3000, 10_000]
 TEST_ROWS = 5000
 #: Share of the known density outside the region that samples should stay in.
 TAIL = 1e-3
@@ -100,11 +101,12 @@ def plot(results):
 
 def add_arguments(parser):
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of rows")
 
 
 def main():
     options = parse_options(__doc__, add_arguments)
-    sizes = [50, 100] if options.quick else [100, 300, 1000, 3000, 10_000]
+    sizes = [50, 100] if options.quick else options.sizes
     dimensions = [2] if options.quick else [2, 5, 10]
     names = ["banana"] if options.quick else list(KNOWN_DENSITIES)
     jobs = [
