@@ -65,9 +65,13 @@ class Autoencoder(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):
-        """Encode: the code layer before its activation, so that codes have no bounds."""
+        """Encode: the code layer before its activation, so that codes have no bounds.
+
+        Codes are in double precision, in which their densities are learned.
+        """
         (first, first_bias), (second, second_bias), *_ = self._layers()
-        return np.tanh(X @ first + first_bias) @ second + second_bias
+        codes = np.tanh(X @ first + first_bias) @ second + second_bias
+        return codes.astype(np.float64)
 
     def inverse_transform(self, codes):
         """Decode."""
