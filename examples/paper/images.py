@@ -1,12 +1,13 @@
 """Images from the density of their codes.
 
 An autoencoder compresses images to codes (100 numbers for MNIST, arXiv:2511.11159, Figure 5); the
-density of the codes is learned by flows, with the Jeffreys objective, for the default proxy and the
-independent energy of the paper, and by likelihood, and as a Gaussian for comparison; samples are
-decoded. Printed: the log-density of held-out codes and a Frechet distance to held-out images in the
-features of a small classifier trained here. That is not FID, whose features are of another network:
-compare only figures of one run. Drawn: decoded samples from the same noise, and the training image
-nearest to some of them.
+density of the codes of few and of many images is learned by flows, with the Jeffreys objective, for
+the default proxy and the independent energy of the paper, and by likelihood, and as a Gaussian for
+comparison; samples are decoded. Printed: the log-density of held-out codes, how far that of the
+Jeffreys objective is ahead, with the paired standard error, and a Frechet distance to held-out
+images in the features of a small classifier trained here. That is not FID, whose features are of
+another network: compare only figures of one run. Drawn: decoded samples from the same noise, and
+the training image nearest to some of them.
 
 Without ``--data``, the 1,797 digits of 8 x 8 pixels that ship with scikit-learn; with it, a folder
 that holds ``mnist.npz`` (``X``, ``y``, ``X_test``, ``y_test``).
@@ -25,8 +26,9 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from study import PEERS, parse_options, run_all, save
 
+OURS = "Jeffreys"
 METHODS = {
-    "Jeffreys": lambda steps: FlowDensity(max_iter=steps, random_state=0),
+    OURS: lambda steps: FlowDensity(max_iter=steps, random_state=0),
     "Jeffreys, energy": lambda steps: FlowDensity(proxy="energy", max_iter=steps, random_state=0),
     "likelihood": lambda steps: FlowDensity(objective="likelihood", max_iter=steps, random_state=0),
     "Gaussian": lambda steps: PEERS["Gaussian"](0),
@@ -109,40 +111,62 @@ def frechet_distance(rows, others):
     return between + np.trace(covariance + other) - 2 * mixed
 
 
-def run(method, autoencoder, classifier, images, test, steps):
+def run(method, n_images, autoencoder, classifier, images, test, steps):
     """Learn the density of codes behind the fitted autoencoder; decode samples."""
-    density = METHODS[method](steps).fit(autoencoder.transform(images))
+    density = METHODS[method](steps).fit(autoencoder.transform(images[:n_images]))
     pipeline = make_pipeline(autoencoder, density)
     decoded = autoencoder.inverse_transform(density.sample(len(test), random_state=0))
     distance = frechet_distance(features(classifier, test), features(classifier, decoded))
     return [
         {
+            "images": n_images,
             "method": method,
-            "log-density of test codes": pipeline.score_samples(test).mean(),
             "Frechet distance": distance,
-            "decoded": decoded,
+            "scores": pipeline.score_samples(test),
+            "decoded": decoded[:64],
         }
     ]
 
 
+def summarize(results):
+    """Tabulate log-densities of test codes, and the lead of ours with its standard error."""
+    table = results[["images", "method", "Frechet distance"]].copy()
+    table["log-density"] = [scores.mean() for scores in results["scores"]]
+    ours = results[results["method"] == OURS].set_index("images")["scores"]
+    leads = [ours[row.images] - row.scores for row in results.itertuples()]
+    table["behind ours"] = [lead.mean() for lead in leads]
+    table["+-"] = [lead.std() / np.sqrt(len(lead)) for lead in leads]
+    return table
+
+
 def plot(results, images):
     """Draw samples of each method side by side, and the nearest training images of ours."""
-    side = int(np.sqrt(images.shape[1]))
+    sizes = results["images"].unique()
+    n_columns = 1 + results["method"].nunique()
     figure, axes = plt.subplots(
-        1, len(results) + 1, figsize=(3.2 * len(results) + 3.2, 3.6), layout="constrained"
-    )
-    ours = results.set_index("method").loc["Jeffreys", "decoded"][:32]
-    nearest = NearestNeighbors(n_neighbors=1).fit(images).kneighbors(ours, return_distance=False)
-    pairs = np.stack([ours, images[nearest[:, 0]]], axis=1).reshape(64, -1)
-    panels = {row.method: row.decoded[:64] for row in results.itertuples()}
-    panels["Jeffreys, each beside the nearest training image"] = pairs
-    for axis, (title, tiles) in zip(axes, panels.items(), strict=True):
-        tiles = np.pad(tiles.reshape(8, 8, side, side), [(0, 0), (0, 0), (0, 1), (0, 1)])
-        tiles = tiles.transpose(0, 2, 1, 3).reshape(8 * (side + 1), 8 * (side + 1))
-        axis.imshow(tiles, cmap="gray_r", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(title, fontsize=9)
+        len(sizes), n_columns, figsize=(3.2 * n_columns, 3.4 * len(sizes)),
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for row, n_images in zip(axes, sizes, strict=True):
+        decoded = results.query("images == @n_images").set_index("method")["decoded"]
+        nearest = NearestNeighbors(n_neighbors=1).fit(images[:n_images])
+        ours = decoded[OURS][:32]
+        nearest = images[nearest.kneighbors(ours, return_distance=False)[:, 0]]
+        panels = decoded.to_dict()
+        panels[f"{OURS}, beside nearest images"] = np.stack([ours, nearest], axis=1)
+        for axis, (title, tiles) in zip(row, panels.items(), strict=True):
+            draw_tiles(axis, tiles)
+            axis.set_title(f"{title}: {n_images} images", fontsize=9)
     return figure
+
+
+def draw_tiles(axis, images):
+    """Draw 64 images in a square."""
+    side = int(np.sqrt(images.shape[-1]))
+    tiles = images.reshape(8, 8, side, side)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 1), (0, 1)]).transpose(0, 2, 1, 3)
+    axis.imshow(tiles.reshape(8 * (side + 1), -1), cmap="gray_r", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
 
 
 def main():
@@ -151,22 +175,23 @@ def main():
     )
     images, labels, test = load_images(options.data)
     shape = {"n_components": 16} if options.data is None else {"n_components": 100, "n_hidden": 512}
-    epochs, steps, n_rows = (5, 50, 500) if options.quick else (40, 4000, 10_000)
+    epochs, steps, sizes = (5, 50, [200]) if options.quick else (40, "auto", [1000, 10_000])
     if options.quick:
         images, labels = images[:2000], labels[:2000]
+    sizes = [min(n, len(images)) for n in sizes]
     autoencoder = Autoencoder(max_iter=epochs, **shape).fit(images)
     classifier = MLPClassifier(hidden_layer_sizes=(FEATURES,), max_iter=epochs, random_state=0)
     classifier.fit(images, labels)
-    arguments = (autoencoder, classifier, images[:n_rows], test, steps)
-    results = run_all(run, [(method, *arguments) for method in METHODS])
+    arguments = (autoencoder, classifier, images[: max(sizes)], test, steps)
+    results = run_all(run, [(method, n, *arguments) for n in sizes for method in METHODS])
     reconstructed = autoencoder.inverse_transform(autoencoder.transform(test))
     floor = frechet_distance(features(classifier, test), features(classifier, reconstructed))
     print(f"Error of reconstruction: {np.square(test - reconstructed).mean():.4f} (mean square)")
     print(f"Accuracy of the classifier on its training images: {classifier.score(images, labels)}")
-    table = results.drop(columns="decoded")
+    table = summarize(results)
     print(table.round(2).to_string(index=False))
     print(f"Frechet distance of reconstructed test images: {floor:.2f}")
-    save(table, plot(results, images[:n_rows]), options.output, "images")
+    save(table, plot(results, images), options.output, "images")
 
 
 if __name__ == "__main__":
