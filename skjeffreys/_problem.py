@@ -191,8 +191,8 @@ class AdaptiveMultipliers(FixedMultipliers):
     Parameters
     ----------
     smallest, largest : sequence of float, shape (3,)
-        The slopes of ``h`` at zero and far out; those of the library are from
-        :func:`slopes_of_price`.
+        The slopes of ``h`` at zero and far out, which may be infinite; those of the library
+        are from :func:`slopes_of_price`.
     device : torch.device
     """
 
