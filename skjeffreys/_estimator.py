@@ -20,7 +20,7 @@ from ._bounds import Bounds
 from ._coordinates import Coordinates, Standardisation
 from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
-from ._mixtures import GaussianMixtures, fit_mixtures, standard_normal, with_tails
+from ._mixtures import GaussianMixtures, affordable_kinds, standard_normal, with_tails
 from ._normalizer import measure_normalizer
 from ._problem import AdaptiveMultipliers, FixedMultipliers, slopes_of_price
 from ._regression import fit_regressions
@@ -178,11 +178,11 @@ class JeffreysEstimator(BaseEstimator):
             folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
             models = self._fitted_models() if warm else self._new_models(folds, models_seed)
             trainer, history = self._train(models, folds, training_seed)
-            flow = models.cpu()["flow"]
-            mixtures = self._fit_mixtures(folds, flow.regressions, models_seed)
-            models["density"] = stack(flow, mixtures, folds, self._tailed)
+            flow = models.cpu().double()["flow"]
+            kinds = self._mixture_kinds(folds)
+            models["density"] = stack(flow, kinds, folds, self._tailed, models_seed)
             self._fitted_architecture = self._architecture()
-            self._models = models.double().requires_grad_(False)
+            self._models = models.requires_grad_(False)
             self.flow_weight_ = float(models["density"].weights[0])
             shift = self._coordinates.log_abs_det_jacobian(targets)
             shift = float(np.average(shift, weights=sample_weight))
@@ -208,7 +208,7 @@ class JeffreysEstimator(BaseEstimator):
         """Build the models to train: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
         normal = standard_normal(folds.rows.targets.shape[1])
-        base = GaussianMixtures([with_tails(normal, self._tailed)] * folds.n_members)
+        base = GaussianMixtures([with_tails(normal, self._tailed)] * folds.n_members).float()
         with seeded_initialization(seed):
             flow = CouplingFlows(
                 base,
@@ -222,7 +222,7 @@ class JeffreysEstimator(BaseEstimator):
                 if self.proxy == "flow":
                     reference = EnsembleReference()
                 else:
-                    reference = FixedReference(GaussianMixtures([normal]))
+                    reference = FixedReference(GaussianMixtures([normal]).float())
                 tilt = Tilt(folds.rows.values.shape[1], hidden_layer_sizes, TILT_BOUNDS[self.proxy])
                 models["proxy"] = Proxy(reference, tilt)
         return models
@@ -243,9 +243,9 @@ class JeffreysEstimator(BaseEstimator):
             )
         return copy.deepcopy(self._models).float().requires_grad_(True)
 
-    def _fit_mixtures(self, folds, regressions, seed):
-        """Return the mixtures that a fit sets beside the flows."""
-        return list(fit_mixtures(folds, regressions, seed).values())
+    def _mixture_kinds(self, folds):
+        """Return the kinds of mixtures that a fit tries beside the flows."""
+        return affordable_kinds(folds.training.shape[1], folds.rows.targets.shape[1])
 
     @property
     def _tailed(self):

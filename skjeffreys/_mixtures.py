@@ -1,10 +1,20 @@
 """Gaussian mixtures of several members: fitted, given heavy tails, evaluated and sampled."""
 
-__all__ = ["GaussianMixtures", "Mixture", "fit_mixtures", "standard_normal", "with_tails"]
+__all__ = [
+    "GaussianMixtures",
+    "Kind",
+    "Mixture",
+    "affordable_kinds",
+    "fit_mixtures",
+    "join",
+    "standard_normal",
+    "training_residuals",
+    "with_tails",
+]
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -22,7 +32,7 @@ from ._rows import Folds
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Their covariances, and what is added to each variance, of standardised columns.
-COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("full", 0.1), ("diag", 0.1)]
+COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("full", 0.1), ("diag", 0.1), ("tied", 1e-4)]
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
 #: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
@@ -30,7 +40,7 @@ TOLERANCE = 1e-2
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.
-BLOCK_SIZE = 2**20
+BLOCK_SIZE = 2**18
 #: Standard deviations of the wide components that are added to every mixture.
 TAIL_SCALES = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 #: Weight of the first; that of the others falls with the cube of their scale.
@@ -74,8 +84,32 @@ def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
     )
 
 
+class Kind(NamedTuple):
+    """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`."""
+
+    n_components: int
+    covariance_type: str
+    reg_covar: float
+    init_params: str = "kmeans"
+
+
+def join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
+    """Return the mixture of mixtures, without those of weight zero."""
+    parts = [
+        mixture._replace(weights=weight * mixture.weights)
+        for mixture, weight in zip(mixtures, weights, strict=True)
+        if weight > 0
+    ]
+    return Mixture(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 class GaussianMixtures(nn.Module):
     """Gaussian mixtures, one for each member, evaluated together.
+
+    The log-density of a component is a polynomial of second degree in the features, so one
+    product of their monomials with coefficients serves all components of a member. Far from zero
+    the terms of narrow components cancel: fitted mixtures need the double precision in which
+    they are made; a normal density around zero does not.
 
     Rows may begin with columns of conditions, on which the mixtures do not depend.
 
@@ -95,37 +129,41 @@ class GaussianMixtures(nn.Module):
         for k, mixture in enumerate(mixtures):
             used = slice(len(mixture.weights))
             weights[k, used], means[k, used], factors[k, used] = mixture
-        log_determinants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
+        precisions = factors @ factors.swapaxes(-1, -2)
+        linear = (precisions @ means[..., None])[..., 0]
+        constants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
+        constants -= 0.5 * (self.n_features * math.log(2 * math.pi) + (means * linear).sum(axis=2))
         with np.errstate(divide="ignore"):
-            log_scales = np.log(weights) + log_determinants
-        log_scales -= 0.5 * self.n_features * math.log(2 * math.pi)
-        side_by_side = factors.transpose(0, 2, 1, 3)
+            constants += np.log(weights)
+        # Diagonal covariances need no products of two different features.
+        pairs = np.nonzero(np.triu((precisions != 0).any(axis=(0, 1))))
+        quadratic = -np.where(np.equal(*pairs), 0.5, 1.0) * precisions[:, :, *pairs]
+        coefficients = np.concatenate([linear, quadratic], axis=2)
         buffers = {
             "weights": weights,
             "means": means,
             "inverse_factors": np.linalg.inv(factors),
-            # Side by side, so that one product serves all components of a member.
-            "factors": side_by_side.reshape(self.n_members, self.n_features, -1),
-            "offsets": -np.einsum("kci,kcij->kcj", means, factors).reshape(self.n_members, 1, -1),
-            "log_scales": log_scales[:, None],
+            "constants": constants[:, None],
+            "coefficients": coefficients.swapaxes(1, 2),
+            "pairs": np.stack(pairs),
         }
         for name, value in buffers.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device="cpu")
-            self.register_buffer(name, value)
+            self.register_buffer(name, torch.tensor(value, device="cpu"))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each mixture at its rows, (n_members, n, q + d) to (n_members, n)."""
         z = z[..., -self.n_features :].expand(self.n_members, -1, -1)
         log_p = []
-        for rows in z.split(max(1, BLOCK_SIZE // self.offsets.numel()), dim=1):
-            coordinates = torch.baddbmm(self.offsets, rows, self.factors)
-            squares = coordinates.unflatten(-1, (self.n_components, -1)).square().sum(dim=-1)
-            log_p.append(torch.logsumexp(self.log_scales - 0.5 * squares, dim=-1))
+        for rows in z.split(max(1, BLOCK_SIZE // self.weights.numel()), dim=1):
+            monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
+            components = torch.baddbmm(self.constants, monomials, self.coefficients)
+            log_p.append(torch.logsumexp(components, dim=-1))
         return torch.cat(log_p, dim=1)
 
     def distribution_function(self, z: Tensor) -> Tensor:
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
-        coordinates = torch.baddbmm(self.offsets, z[..., -1:], self.factors)
+        means, scales = self.means[..., 0], self.inverse_factors[..., 0, 0]
+        coordinates = (z[..., -1:] - means[:, None]) / scales[:, None]
         return (self.weights[:, None] * torch.special.ndtr(coordinates)).sum(dim=-1)
 
     def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
@@ -162,48 +200,62 @@ class GaussianMixtures(nn.Module):
         return rows.squeeze(-2) + self.means[member, component]
 
 
-def fit_mixtures(
-    folds: Folds, regressions: LinearRegressions, seed: int
-) -> dict[tuple[int, str, float], list[Mixture]]:
-    """Fit mixtures to the rows of each member, of many sizes and shapes.
+def affordable_kinds(n_rows: int, n_features: int) -> list[Kind]:
+    """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
+    return [
+        Kind(n_components, *covariance)
+        for n_components, covariance in product(N_COMPONENTS, COVARIANCES)
+        if n_components == 1
+        or 2 * n_components <= n_rows
+        and n_rows * n_components * n_features**2 <= MAXIMUM_PRODUCTS
+    ]
 
-    What is modelled are the residuals of ``regressions``, which without conditions are the rows
-    themselves.
+
+def training_residuals(folds: Folds, regressions: LinearRegressions) -> np.ndarray:
+    """Return what mixtures are fitted to, for each member, of shape (n_members, n, d).
+
+    Residuals of the regressions, in double precision, at training rows; without conditions the
+    rows themselves.
+    """
+    return regressions.residuals(folds.rows.values[_resample(folds)].double()).numpy()
+
+
+def fit_mixtures(
+    residuals: np.ndarray, kinds: Iterable[Kind], seeds: Sequence[int]
+) -> list[list[Mixture]]:
+    """Fit mixtures to the rows of each member.
+
+    Parameters
+    ----------
+    residuals : ndarray of shape (n_members, n, d)
+    kinds : iterable of Kind
+    seeds : sequence of int
+        Of several fits, whose mean a mixture is.
 
     Returns
     -------
-    mixtures : dict
-        From a number of components, a type of covariance and what is added to the variances,
-        to the mixture of each member.
+    mixtures : list of list of Mixture
+        Of each kind the mixture of every member.
     """
-    residuals = regressions.residuals(folds.rows.values[_resample(folds)]).double().numpy()
-    _, n_rows, d = residuals.shape
-    mixtures = {}
     # In one thread a mixture is the same whatever the number of threads.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for n_components, covariance in product(N_COMPONENTS, COVARIANCES):
-            affordable = n_rows * n_components * d**2 <= MAXIMUM_PRODUCTS
-            if n_components == 1 or (2 * n_components <= n_rows and affordable):
-                key = (n_components, *covariance)
-                mixtures[key] = [_fit_mixture(rows, *key, seed) for rows in residuals]
-    return mixtures
+        return [[_mean_of_fits(rows, kind, seeds) for rows in residuals] for kind in kinds]
 
 
-def _fit_mixture(
-    rows: np.ndarray, n_components: int, covariance_type: str, reg_covar: float, seed: int
-) -> Mixture:
-    mixture = GaussianMixture(
-        n_components,
-        covariance_type=covariance_type,
-        reg_covar=reg_covar,
-        tol=TOLERANCE,
-        random_state=seed,
-    ).fit(rows)
+def _mean_of_fits(rows: np.ndarray, kind: Kind, seeds: Sequence[int]) -> Mixture:
+    fits = [_fit_mixture(rows, kind, seed) for seed in seeds]
+    return join(fits, np.full(len(fits), 1 / len(fits)))
+
+
+def _fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
+    mixture = GaussianMixture(**kind._asdict(), tol=TOLERANCE, random_state=seed).fit(rows)
+    n_features = rows.shape[1]
     factors = mixture.precisions_cholesky_
-    if covariance_type == "diag":
-        factors = factors[:, :, None] * np.eye(rows.shape[1])
-    return Mixture(mixture.weights_, mixture.means_, factors)
+    if kind.covariance_type == "diag":
+        factors = factors[:, :, None] * np.eye(n_features)
+    shape = (kind.n_components, n_features, n_features)
+    return Mixture(mixture.weights_, mixture.means_, np.broadcast_to(factors, shape))
 
 
 def _resample(folds: Folds) -> Tensor:

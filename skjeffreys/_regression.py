@@ -37,6 +37,11 @@ class LinearRegressions(nn.Module):
         self.register_buffer("intercepts", intercepts)
         self.register_buffer("scales", scales)
 
+    def first(self, n_members: int) -> "LinearRegressions":
+        """Return those of the first members."""
+        coefficients, intercepts = self.coefficients[:n_members], self.intercepts[:n_members]
+        return LinearRegressions(coefficients, intercepts, self.scales)
+
     def residuals(self, rows: Tensor) -> Tensor:
         """Compute standardised residuals, (n_members, n, q + d) to (n_members, n, d)."""
         conditions, targets = rows.tensor_split([self.coefficients.shape[1]], dim=-1)

@@ -10,11 +10,23 @@ from torch import Tensor, nn
 
 from ._energy import mixture_log_density
 from ._flow import Flows
-from ._mixtures import GaussianMixtures, Mixture, with_tails
+from ._mixtures import (
+    GaussianMixtures,
+    Kind,
+    Mixture,
+    fit_mixtures,
+    join,
+    training_residuals,
+    with_tails,
+)
 from ._rows import Folds
 
-#: Smallest weight of a mixture that is kept.
+#: Smallest weight of a kind of mixture that is kept.
 SMALLEST_WEIGHT = 0.01
+#: Where the fits of a useful kind start, each with a weight of its own.
+STARTS = ("kmeans", "random_from_data")
+#: Fits of a useful kind from each of them.
+FITS = 2
 #: Gain of a step of expectation maximisation, in nats a row, below which it has converged.
 TOLERANCE = 1e-7
 #: Steps at most.
@@ -74,35 +86,59 @@ class StackedDensity(nn.Module):
 
 @torch.no_grad()
 def stack(
-    flow: Flows, mixtures: Sequence[list[Mixture]], folds: Folds, tailed: np.ndarray
+    flow: Flows, kinds: Sequence[Kind], folds: Folds, tailed: np.ndarray, seed: int
 ) -> StackedDensity:
     """Set mixtures of the same members beside flows, weighed by the rows left out.
+
+    A mixture of many components depends on where its fit started, and a mean of fits that
+    started elsewhere is better than any of them. So kinds that get some weight by the rows of a
+    majority of the members are fitted several times to those of all.
 
     Parameters
     ----------
     flow : Flows
-    mixtures : sequence of list of Mixture
-        Of the residuals of the regressions of ``flow``: of each kind the mixture of every
-        member. Those of little weight are left out; there may be none.
+        In double precision.
+    kinds : sequence of Kind
+        Mixtures to try; there may be none.
     folds : Folds
     tailed : ndarray of bool, shape (d,)
         Columns in which the mixtures get heavy tails.
+    seed : int
+        Of the fits.
     """
+    residuals = training_residuals(folds, flow.regressions)
+    held_out = folds.rows.values[folds.held_out].double()
+    row_weights = folds.rows.weights[folds.held_out]
 
     def part(members: Iterable[Mixture]) -> Flows:
         base = GaussianMixtures([with_tails(member, tailed) for member in members])
-        return Flows(base, flow.regressions)
+        return Flows(base, flow.regressions.first(base.n_members))
 
-    held_out = folds.rows.values[folds.held_out]
-    log_densities = [each.log_prob(held_out) for each in [flow, *map(part, mixtures)]]
-    row_weights = folds.rows.weights[folds.held_out].flatten()
-    weights = stacking_weights(torch.stack(log_densities).flatten(1), row_weights).numpy()
-    weights[1:] = np.where(weights[1:] >= SMALLEST_WEIGHT, weights[1:], 0)
-    weights /= weights.sum()
+    def weigh(mixtures: list[list[Mixture]], n_members: int) -> np.ndarray:
+        rows = held_out[:n_members]
+        log_densities = [log_p[:n_members], *(part(each).log_prob(rows) for each in mixtures)]
+        weights = stacking_weights(
+            torch.stack(log_densities).flatten(1), row_weights[:n_members].flatten()
+        ).numpy()
+        weights[1:] = np.where(weights[1:] >= SMALLEST_WEIGHT, weights[1:], 0)
+        return weights / weights.sum()
+
+    log_p = flow.log_prob(held_out)
+    majority = flow.n_members // 2 + 1
+    weights = weigh(fit_mixtures(residuals[:majority], kinds, [seed]), majority)
+    useful = [
+        kind._replace(init_params=start)
+        for kind, weight in zip(kinds, weights[1:], strict=True)
+        for start in STARTS
+        # A single component has one fit, wherever it starts.
+        if weight > 0 and (kind.n_components > 1 or start == kind.init_params)
+    ]
+    mixtures = fit_mixtures(residuals, useful, range(seed, seed + FITS))
+    weights = weigh(mixtures, flow.n_members)
     rest = weights[1:].sum()
     if rest == 0:
         return StackedDensity([flow], torch.ones(1, dtype=torch.float64, device="cpu"))
-    joined = [_join(members, weights[1:] / rest) for members in zip(*mixtures, strict=True)]
+    joined = [join(members, weights[1:] / rest) for members in zip(*mixtures, strict=True)]
     return StackedDensity([flow, part(joined)], torch.from_numpy(np.r_[weights[0], rest]))
 
 
@@ -136,16 +172,6 @@ def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
             break
         weights = weights * (densities @ (row_weights / mixture))
     return weights
-
-
-def _join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
-    """Return the mixture of mixtures, without those of weight zero."""
-    parts = [
-        mixture._replace(weights=weight * mixture.weights)
-        for mixture, weight in zip(mixtures, weights, strict=True)
-        if weight > 0
-    ]
-    return Mixture(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _rectangle(groups, n_groups):
