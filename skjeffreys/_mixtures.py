@@ -158,7 +158,8 @@ class GaussianMixtures(nn.Module):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
             components = torch.baddbmm(self.constants, monomials, self.coefficients)
             log_p.append(torch.logsumexp(components, dim=-1))
-        return torch.cat(log_p, dim=1)
+        # Squares overflow beyond 1e154, and their sums are not numbers: the density is zero there.
+        return torch.cat(log_p, dim=1).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
     def distribution_function(self, z: Tensor) -> Tensor:
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
@@ -202,12 +203,11 @@ class GaussianMixtures(nn.Module):
 
 def affordable_kinds(n_rows: int, n_features: int) -> list[Kind]:
     """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
+    largest = min(n_rows // 2, MAXIMUM_PRODUCTS // (n_rows * n_features**2))
     return [
         Kind(n_components, *covariance)
         for n_components, covariance in product(N_COMPONENTS, COVARIANCES)
-        if n_components == 1
-        or 2 * n_components <= n_rows
-        and n_rows * n_components * n_features**2 <= MAXIMUM_PRODUCTS
+        if n_components <= max(1, largest)
     ]
 
 

@@ -7,10 +7,14 @@ from sklearn.mixture import GaussianMixture
 from skjeffreys._mixtures import (
     COVARIANCES,
     GaussianMixtures,
+    Kind,
     Mixture,
     _resample,
+    affordable_kinds,
     fit_mixtures,
+    join,
     standard_normal,
+    training_residuals,
     with_tails,
 )
 from skjeffreys._regression import fit_regressions
@@ -43,14 +47,37 @@ def bases(fitted):
 
 def test_log_density_is_that_of_the_mixtures(fitted, bases):
     X = clusters(50, seed=1)
-    log_density = bases.log_prob(torch.tensor(X, dtype=torch.float32))
+    log_density = bases.log_prob(torch.tensor(X))
     normal = norm.logpdf(X).sum(axis=1)
     expected = [fitted[0].score_samples(X), normal, fitted[1].score_samples(X)]
-    np.testing.assert_allclose(log_density, np.stack(expected), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_density, np.stack(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
+def test_log_density_of_narrow_components_is_exact_far_from_zero(mean):
+    narrow = Mixture(np.ones(1), np.full((1, 2), mean), 100 * np.eye(2)[None])
+    X = mean + 0.01 * np.random.RandomState(0).standard_normal((50, 2))
+    log_density = GaussianMixtures([narrow]).log_prob(torch.tensor(X))[0]
+    expected = norm.logpdf(X, mean, 0.01).sum(axis=1)
+    np.testing.assert_allclose(log_density, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [1e100, 1e160, 1e300])
+def test_log_density_falls_without_end(bases, distance):
+    X = distance * torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
+    assert (bases.log_prob(X) < -1e100).all()
+
+
+def test_gradient_is_that_of_a_normal_density():
+    X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    # The second mixture has fewer components: those it lacks must not turn gradients into NaN.
+    mixtures = [with_tails(standard_normal(3), tailed=False), standard_normal(3)]
+    GaussianMixtures(mixtures).float().log_prob(X)[1].sum().backward()
+    torch.testing.assert_close(X.grad, -X.detach())
 
 
 def test_blocks_do_not_matter(bases, monkeypatch):
-    X = torch.tensor(clusters(50), dtype=torch.float32)
+    X = torch.tensor(clusters(50))
     together = bases.log_prob(X)
     monkeypatch.setattr("skjeffreys._mixtures.BLOCK_SIZE", 100)
     torch.testing.assert_close(bases.log_prob(X), together)
@@ -74,42 +101,64 @@ def test_samples_have_the_moments_of_the_mixtures(bases, sample, mean_error, cov
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=covariance_error)
 
 
+def residuals_of(folds):
+    return training_residuals(folds, fit_regressions(folds).double())
+
+
 def test_mixtures_are_fitted_to_the_rows_of_each_member():
     folds = make_folds(clusters(300))
-    mixtures = fit_mixtures(folds, fit_regressions(folds), seed=0)
-    for (n_components, covariance_type, reg_covar), members in mixtures.items():
+    kinds = affordable_kinds(folds.training.shape[1], 3)
+    for kind, members in zip(kinds, fit_mixtures(residuals_of(folds), kinds, [0]), strict=True):
         for mixture, index in zip(members, folds.training, strict=True):
-            assert len(mixture.weights) == n_components
+            assert len(mixture.weights) == kind.n_components
             rows = folds.rows.values[index].double().numpy()
             np.testing.assert_allclose(
                 mixture.weights @ mixture.means, rows.mean(axis=0), atol=0.02
             )
-            if covariance_type == "diag":
+            if kind.covariance_type == "diag":
                 off_diagonal = mixture.factors * (1 - np.eye(3))
                 assert (off_diagonal == 0).all()
+            if kind.covariance_type == "tied":
+                assert (mixture.factors == mixture.factors[0]).all()
             variances = np.linalg.eigvalsh(mixture.factors @ mixture.factors.transpose(0, 2, 1))
-            assert (1 / variances > 0.99 * reg_covar).all()
+            assert (1 / variances > 0.99 * kind.reg_covar).all()
 
 
-@pytest.mark.parametrize("n", [3, 5, 12])
-def test_few_rows_have_mixtures_of_few_components(n):
-    folds = make_folds(clusters(n), n_members=2, fraction=0.3)
-    sizes = {key[0] for key in fit_mixtures(folds, fit_regressions(folds), seed=0)}
+def test_several_fits_are_averaged():
+    folds = make_folds(clusters(100))
+    kinds = [Kind(8, "diag", 1e-4, "random_from_data")]
+    residuals = residuals_of(folds)
+    each = [fit_mixtures(residuals, kinds, [seed])[0] for seed in (3, 4)]
+    (both,) = fit_mixtures(residuals, kinds, [3, 4])
+    X = torch.tensor(clusters(50, seed=1))
+    densities = [GaussianMixtures(members).log_prob(X).exp() for members in [*each, both]]
+    assert not torch.allclose(densities[0], densities[1])
+    torch.testing.assert_close(densities[2], (densities[0] + densities[1]) / 2)
+
+
+def test_joined_mixtures_keep_their_weights():
+    one, two = standard_normal(1), standard_normal(1)._replace(means=np.full((1, 1), 5.0))
+    joined = join([one, two, one], np.array([0.3, 0.7, 0.0]))
+    assert joined.weights.tolist() == [0.3, 0.7]
+    assert joined.means.tolist() == [[0.0], [5.0]]
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 9, 160])
+def test_few_rows_have_mixtures_of_few_components(n_rows):
+    sizes = {kind.n_components for kind in affordable_kinds(n_rows, 3)}
     assert 1 in sizes
-    assert max(sizes) <= max(1, folds.training.shape[1] // 2)
+    assert max(sizes) <= max(1, n_rows // 2)
 
 
 def test_many_columns_have_mixtures_of_few_components():
-    folds = make_folds(np.random.RandomState(0).standard_normal((400, 300)), n_members=1)
-    mixtures = fit_mixtures(folds, fit_regressions(folds), seed=0)
-    n_rows = folds.training.shape[1]
-    assert max(key[0] for key in mixtures) * n_rows * 300**2 <= 2e8
-    assert {key[1:] for key in mixtures} == set(COVARIANCES)
+    kinds = affordable_kinds(300, 300)
+    assert max(kind.n_components for kind in kinds) * 300 * 300**2 <= 2e8
+    assert {(kind.covariance_type, kind.reg_covar) for kind in kinds} == set(COVARIANCES)
 
 
 def test_tails_are_heavy_and_cost_nothing_close_by():
-    plain = GaussianMixtures([standard_normal(3)]).double()
-    tailed = GaussianMixtures([with_tails(standard_normal(3), tailed=True)]).double()
+    plain = GaussianMixtures([standard_normal(3)])
+    tailed = GaussianMixtures([with_tails(standard_normal(3), tailed=True)])
     X = torch.tensor(clusters(300))
     assert (tailed.log_prob(X) > plain.log_prob(X) - 0.0011).all()
     X_far = X[:1] * torch.tensor([[1.0], [30], [300], [3000]])

@@ -62,3 +62,10 @@ def test_no_regression_leaves_the_targets_as_they_are():
     folds = folds_of(linear_rows(50, 3, 0.5), 0)
     rows = folds.rows.values[folds.training]
     assert (fit_regressions(folds).residuals(rows) == rows).all()
+
+
+def test_first_members_keep_their_regressions():
+    folds = folds_of(linear_rows(100, 2, 0.3), 2)
+    regressions, rows = fit_regressions(folds), folds.rows.values[folds.training]
+    residuals = regressions.first(3).residuals(rows[:3])
+    torch.testing.assert_close(residuals, regressions.residuals(rows)[:3])

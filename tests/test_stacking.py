@@ -10,8 +10,17 @@ from test_mixtures import clusters, make_folds
 
 from skjeffreys import JeffreysDensity
 from skjeffreys._flow import Flows
-from skjeffreys._mixtures import GaussianMixtures, Mixture, fit_mixtures, standard_normal
+from skjeffreys._mixtures import (
+    GaussianMixtures,
+    Kind,
+    Mixture,
+    affordable_kinds,
+    fit_mixtures,
+    standard_normal,
+    training_residuals,
+)
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
+from skjeffreys._rows import Rows, split_rows
 from skjeffreys._stacking import StackedDensity, stack, stacking_weights
 
 NO_TAILS = np.array([False])
@@ -90,33 +99,51 @@ def test_samples_belong_to_their_conditions():
     assert one.shape == (1, 2)
 
 
+def standard_normal_flow(folds):
+    regressions = fit_regressions(folds)
+    base = GaussianMixtures([standard_normal(folds.rows.targets.shape[1])] * folds.n_members)
+    return Flows(base, regressions).double()
+
+
 def test_stack_weighs_by_the_rows_left_out():
     folds = make_folds(clusters(300))
-    regressions = fit_regressions(folds)
-    flow = Flows(GaussianMixtures([standard_normal(3)] * 4), regressions)
-    candidates = fit_mixtures(folds, regressions, seed=0)
-    density = stack(flow, list(candidates.values()), folds, NO_TAILS)
+    flow = standard_normal_flow(folds)
+    kinds = affordable_kinds(folds.training.shape[1], 3)
+    density = stack(flow, kinds, folds, NO_TAILS, seed=0)
     # Rows in two clusters are not standard normal.
     assert density.weights[0] < 0.05
-    held_out = folds.rows.values[folds.held_out]
+    held_out = folds.rows.values[folds.held_out].double()
     score = folds.held_out_means(density.parts[1].log_prob(held_out)).mean()
-    for members in candidates.values():
-        other = Flows(GaussianMixtures(members), regressions)
+    residuals = training_residuals(folds, flow.regressions)
+    for members in fit_mixtures(residuals, kinds, [0]):
+        other = Flows(GaussianMixtures(members), flow.regressions)
         assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
 
 
-def test_a_part_that_is_the_density_of_the_rows_gets_the_weight():
+@pytest.mark.parametrize("kinds", [[Kind(64, "full", 1e-4)], []], ids=["overfitted", "none"])
+def test_a_part_that_is_the_density_of_the_rows_gets_the_weight(kinds):
     X = np.random.RandomState(0).standard_normal((400, 2))
     folds = make_folds(X)
-    regressions = fit_regressions(folds)
-    flow = Flows(GaussianMixtures([standard_normal(2)] * 4), regressions)
-    far = [standard_normal(2)._replace(means=np.full((1, 2), 9.0))] * 4
-    rows = folds.rows.values
+    flow = standard_normal_flow(folds)
+    rows = folds.rows.values.double()
     log_p = flow.log_prob(rows)
-    for mixtures in ([far], []):
-        density = stack(flow, mixtures, folds, NO_TAILS)
-        assert density.weights.tolist() == [1.0]
-        torch.testing.assert_close(density.log_density(rows, log_p), log_p[0].double())
+    density = stack(flow, kinds, folds, NO_TAILS, seed=0)
+    assert density.weights.tolist() == [1.0]
+    torch.testing.assert_close(density.log_density(rows, log_p), log_p[0])
+
+
+def test_mixtures_stand_beside_the_residuals_of_the_regression():
+    rng = np.random.RandomState(0)
+    condition = rng.standard_normal((400, 1))
+    noise = rng.choice([-0.5, 0.5], size=(400, 1)) + 0.05 * rng.standard_normal((400, 1))
+    rows = torch.tensor(np.hstack([condition, 3 * condition + noise]), dtype=torch.float32)
+    weights = torch.full((400,), 1 / 400)
+    folds = split_rows(Rows(rows, weights, n_conditions=1), 3, 0.25, np.random.RandomState(0))
+    density = stack(standard_normal_flow(folds), affordable_kinds(300, 1), folds, NO_TAILS, seed=0)
+    samples = density.sample(rows[:, :1].double(), torch.Generator().manual_seed(0))
+    drawn = samples[:, 1] - 3 * samples[:, 0]
+    assert density.weights[0] < 0.05
+    assert ((drawn.abs() - 0.5).abs() < 0.25).double().mean() > 0.95
 
 
 @pytest.mark.parametrize(
