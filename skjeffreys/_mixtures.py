@@ -158,8 +158,9 @@ class GaussianMixtures(nn.Module):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
             components = torch.baddbmm(self.constants, monomials, self.coefficients)
             log_p.append(torch.logsumexp(components, dim=-1))
-        # Squares overflow beyond 1e154, and their sums are not numbers: the density is zero there.
-        return torch.cat(log_p, dim=1).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        # Beyond 1e154 squares overflow, and their differences are not numbers: the density is zero.
+        overflows = z.square().sum(dim=-1).isinf()
+        return torch.cat(log_p, dim=1).masked_fill(overflows, -math.inf)
 
     def distribution_function(self, z: Tensor) -> Tensor:
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""

@@ -126,13 +126,7 @@ def stack(
     log_p = flow.log_prob(held_out)
     majority = flow.n_members // 2 + 1
     weights = weigh(fit_mixtures(residuals[:majority], kinds, [seed]), majority)
-    useful = [
-        kind._replace(init_params=start)
-        for kind, weight in zip(kinds, weights[1:], strict=True)
-        for start in STARTS
-        # A single component has one fit, wherever it starts.
-        if weight > 0 and (kind.n_components > 1 or start == kind.init_params)
-    ]
+    useful = _restarts(kinds, weights[1:])
     mixtures = fit_mixtures(residuals, useful, range(seed, seed + FITS))
     weights = weigh(mixtures, flow.n_members)
     rest = weights[1:].sum()
@@ -140,6 +134,16 @@ def stack(
         return StackedDensity([flow], torch.ones(1, dtype=torch.float64, device="cpu"))
     joined = [join(members, weights[1:] / rest) for members in zip(*mixtures, strict=True)]
     return StackedDensity([flow, part(joined)], torch.from_numpy(np.r_[weights[0], rest]))
+
+
+def _restarts(kinds: Sequence[Kind], weights: np.ndarray) -> list[Kind]:
+    """Return the kinds of some weight, from each start; a single component has one fit."""
+    return [
+        kind._replace(init_params=start)
+        for kind, weight in zip(kinds, weights, strict=True)
+        for start in STARTS
+        if weight > 0 and (kind.n_components > 1 or start == kind.init_params)
+    ]
 
 
 def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:

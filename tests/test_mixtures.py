@@ -66,6 +66,7 @@ def test_log_density_of_narrow_components_is_exact_far_from_zero(mean):
 def test_log_density_falls_without_end(bases, distance):
     X = distance * torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
     assert (bases.log_prob(X) < -1e100).all()
+    assert bases.log_prob(torch.nan * X).isnan().all()
 
 
 def test_gradient_is_that_of_a_normal_density():
