@@ -9,7 +9,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from ._bounds import Bounds
-from ._power import PowerTransform
+from ._power import fit_power_transform
 from ._rows import Rows
 
 #: Scale of a constant column, as a share of its value.
@@ -109,45 +109,46 @@ class Coordinates:
     standardisation : Standardisation
     rows : Rows
         Standardised training rows.
+
+    Attributes
+    ----------
+    power : PowerTransform
+        How standardised targets are bent.
     """
 
     def __init__(self, standardisation: Standardisation, rows: Rows) -> None:
         self._standardisation = standardisation
-        self._conditions_power = PowerTransform(rows.conditions.numpy(), rows.weights.numpy())
-        self._targets_power = PowerTransform(rows.targets.numpy(), rows.weights.numpy())
+        weights = rows.weights.numpy()
+        self._conditions_power = fit_power_transform(rows.conditions.numpy(), weights)
+        self.power = fit_power_transform(rows.targets.numpy(), weights)
 
     def bend(self, rows: Rows) -> Rows:
         """Compute the coordinates of standardised rows."""
-        values = [
-            self._conditions_power.transform(rows.conditions.numpy()),
-            self._targets_power.transform(rows.targets.numpy()),
-        ]
-        return replace(rows, values=torch.from_numpy(np.hstack(values).astype(np.float32)))
+        conditions = self._conditions_power(rows.conditions.double())
+        targets = self.power(rows.targets.double())
+        return replace(rows, values=torch.cat([conditions, targets], dim=1).float())
 
     def transform(self, conditions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Compute coordinates of rows that are inside the bounds, (n, q + d)."""
         targets = self._standardisation.transform_targets(targets)
-        return np.hstack(
-            [self.transform_conditions(conditions), self._targets_power.transform(targets)]
-        )
+        targets = self.power(torch.from_numpy(targets)).numpy()
+        return np.hstack([self.transform_conditions(conditions), targets])
 
     def transform_conditions(self, conditions: np.ndarray) -> np.ndarray:
         """Compute the coordinates of conditions, (n, q)."""
-        return self._conditions_power.transform(
-            self._standardisation.transform_conditions(conditions)
-        )
+        conditions = self._standardisation.transform_conditions(conditions)
+        return self._conditions_power(torch.from_numpy(conditions)).numpy()
 
     def inverse_transform(self, rows: np.ndarray) -> np.ndarray:
         """Compute the targets of rows, (n, q + d) to (n, d)."""
-        targets = rows[:, self._standardisation.n_conditions :]
-        targets = self._targets_power.inverse_transform(targets)
-        return self._standardisation.inverse_transform_targets(targets)
+        targets = torch.from_numpy(rows[:, self._standardisation.n_conditions :])
+        return self._standardisation.inverse_transform_targets(self.power.inv(targets).numpy())
 
     def log_abs_det_jacobian(self, targets: np.ndarray) -> np.ndarray:
         """Logarithm of how much the coordinates stretch volumes at targets, (n, d) to (n,).
 
         ``log p(target | conditions)`` is that of the coordinates plus this, in nats.
         """
-        standardised = self._standardisation.transform_targets(targets)
-        bending = self._targets_power.log_abs_det_jacobian(standardised).sum(axis=1)
-        return self._standardisation.log_abs_det_jacobian(targets) + bending
+        standardised = torch.from_numpy(self._standardisation.transform_targets(targets))
+        _, bending = self.power.call_and_ladj(standardised)
+        return self._standardisation.log_abs_det_jacobian(targets) + bending.sum(dim=1).numpy()

@@ -20,12 +20,20 @@ from ._bounds import Bounds
 from ._coordinates import Coordinates, Standardisation
 from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
-from ._mixtures import GaussianMixtures, affordable_kinds, standard_normal, with_tails
+from ._mixtures import (
+    BENT_COVARIANCES,
+    COVARIANCES,
+    GaussianMixtures,
+    affordable_kinds,
+    standard_normal,
+    with_tails,
+)
 from ._normalizer import measure_normalizer
+from ._power import Unbending
 from ._problem import AdaptiveMultipliers, FixedMultipliers, slopes_of_price
 from ._regression import fit_regressions
 from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
-from ._stacking import stack
+from ._stacking import Candidate, stack
 from ._torch import resolve_device, seeded_initialization, training_context
 from ._training import EarlyStopping, Trainer, train
 from ._validation import (
@@ -179,8 +187,8 @@ class JeffreysEstimator(BaseEstimator):
             models = self._fitted_models() if warm else self._new_models(folds, models_seed)
             trainer, history = self._train(models, folds, training_seed)
             flow = models.cpu().double()["flow"]
-            kinds = self._mixture_kinds(folds)
-            models["density"] = stack(flow, kinds, folds, self._tailed, models_seed)
+            candidates = self._mixture_candidates(folds, flow.preprocessing)
+            models["density"] = stack(flow, candidates, folds, self._tailed, models_seed)
             self._fitted_architecture = self._architecture()
             self._models = models.requires_grad_(False)
             self.flow_weight_ = float(models["density"].weights[0])
@@ -243,9 +251,21 @@ class JeffreysEstimator(BaseEstimator):
             )
         return copy.deepcopy(self._models).float().requires_grad_(True)
 
-    def _mixture_kinds(self, folds):
-        """Return the kinds of mixtures that a fit tries beside the flows."""
-        return affordable_kinds(folds.training.shape[1], folds.rows.targets.shape[1])
+    def _mixture_candidates(self, folds, regressions):
+        """Return the mixtures that a fit tries beside the flows.
+
+        Bending suits skewed columns and harms clusters: without conditions there are mixtures of
+        bent columns and of columns as they were.
+        """
+        covariances = {regressions: BENT_COVARIANCES}
+        if folds.rows.n_conditions == 0:
+            covariances[Unbending(self._coordinates.power)] = COVARIANCES
+        n_rows, n_features = folds.training.shape[1], folds.rows.targets.shape[1]
+        return [
+            Candidate(preprocessing, kind)
+            for preprocessing, each in covariances.items()
+            for kind in affordable_kinds(n_rows, n_features, each)
+        ]
 
     @property
     def _tailed(self):

@@ -20,6 +20,7 @@ from zuko.transforms import (
 )
 
 from ._mixtures import GaussianMixtures
+from ._power import Unbending
 from ._regression import LinearRegressions
 
 #: The splines are the identity beyond this distance from zero.
@@ -27,7 +28,7 @@ BOUND = 5.0
 
 
 class Flows(nn.Module):
-    """Regressions of the features on conditions, then a base density; one for each member.
+    """Preprocessed features, then a base density; one for each member.
 
     Rows may begin with columns of conditions; the density is that of the other columns, the
     features, given these.
@@ -36,15 +37,18 @@ class Flows(nn.Module):
     ----------
     base : GaussianMixtures
         Base density of each member.
-    regressions : LinearRegressions
-        Of the features of each member on the conditions, of which there may be none.
+    preprocessing : LinearRegressions or Unbending
+        What features go through first: to the residuals of regressions on the conditions, of which
+        there may be none, or back to what they were before they were bent.
     """
 
-    def __init__(self, base: GaussianMixtures, regressions: LinearRegressions) -> None:
+    def __init__(
+        self, base: GaussianMixtures, preprocessing: LinearRegressions | Unbending
+    ) -> None:
         super().__init__()
         self.base = base
-        self.regressions = regressions
-        self.n_conditions = n_conditions = len(regressions.coefficients[0])
+        self.preprocessing = preprocessing
+        self.n_conditions = n_conditions = preprocessing.n_conditions
         columns = torch.arange(n_conditions + base.n_features, device="cpu")
         self.register_buffer("is_condition", columns < n_conditions)
 
@@ -75,7 +79,7 @@ class Flows(nn.Module):
         return self.transform.inv(self.base.sample(conditions, generator))
 
     def _couplings(self) -> list[CouplingTransform]:
-        return [CouplingTransform(self.regressions.standardisation, self.is_condition)]
+        return [CouplingTransform(self.preprocessing.transform, self.is_condition)]
 
 
 class CouplingFlows(Flows):
@@ -94,8 +98,10 @@ class CouplingFlows(Flows):
 
     Parameters
     ----------
-    base, regressions
+    base : GaussianMixtures
         As for Flows.
+    regressions : LinearRegressions
+        Preprocessing.
     hidden_layer_sizes : tuple of int
         Hidden layers of the network of each coupling.
     n_transforms : int

@@ -1,6 +1,8 @@
 """Gaussian mixtures of several members: fitted, given heavy tails, evaluated and sampled."""
 
 __all__ = [
+    "BENT_COVARIANCES",
+    "COVARIANCES",
     "GaussianMixtures",
     "Kind",
     "Mixture",
@@ -8,7 +10,7 @@ __all__ = [
     "fit_mixtures",
     "join",
     "standard_normal",
-    "training_residuals",
+    "training_rows",
     "with_tails",
 ]
 
@@ -26,17 +28,20 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from ._power import Unbending
 from ._regression import LinearRegressions
 from ._rows import Folds
 
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Their covariances, and what is added to each variance, of standardised columns.
-COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("full", 0.1), ("diag", 0.1), ("tied", 1e-4)]
+COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("tied", 1e-4)]
+#: Those of bent columns, which are about normal: there smooth mixtures pay as well.
+BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
 #: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
-TOLERANCE = 1e-2
+TOLERANCE = 2e-2
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.
@@ -202,46 +207,40 @@ class GaussianMixtures(nn.Module):
         return rows.squeeze(-2) + self.means[member, component]
 
 
-def affordable_kinds(n_rows: int, n_features: int) -> list[Kind]:
+def affordable_kinds(
+    n_rows: int, n_features: int, covariances: Sequence[tuple[str, float]]
+) -> list[Kind]:
     """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
     largest = min(n_rows // 2, MAXIMUM_PRODUCTS // (n_rows * n_features**2))
     return [
         Kind(n_components, *covariance)
-        for n_components, covariance in product(N_COMPONENTS, COVARIANCES)
+        for n_components, covariance in product(N_COMPONENTS, covariances)
         if n_components <= max(1, largest)
     ]
 
 
-def training_residuals(folds: Folds, regressions: LinearRegressions) -> np.ndarray:
+def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) -> np.ndarray:
     """Return what mixtures are fitted to, for each member, of shape (n_members, n, d).
 
-    Residuals of the regressions, in double precision, at training rows; without conditions the
-    rows themselves.
+    Preprocessed training rows, in double precision.
     """
-    return regressions.residuals(folds.rows.values[_resample(folds)].double()).numpy()
+    return preprocessing.preprocess(folds.rows.values[_resample(folds)].double()).numpy()
 
 
-def fit_mixtures(
-    residuals: np.ndarray, kinds: Iterable[Kind], seeds: Sequence[int]
-) -> list[list[Mixture]]:
-    """Fit mixtures to the rows of each member.
+def fit_mixtures(rows: np.ndarray, kind: Kind, seeds: Sequence[int]) -> list[Mixture]:
+    """Fit a mixture to the rows of each member.
 
     Parameters
     ----------
-    residuals : ndarray of shape (n_members, n, d)
-    kinds : iterable of Kind
+    rows : ndarray of shape (n_members, n, d)
+    kind : Kind
     seeds : sequence of int
         Of several fits, whose mean a mixture is.
-
-    Returns
-    -------
-    mixtures : list of list of Mixture
-        Of each kind the mixture of every member.
     """
     # In one thread a mixture is the same whatever the number of threads.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return [[_mean_of_fits(rows, kind, seeds) for rows in residuals] for kind in kinds]
+        return [_mean_of_fits(member, kind, seeds) for member in rows]
 
 
 def _mean_of_fits(rows: np.ndarray, kind: Kind, seeds: Sequence[int]) -> Mixture:

@@ -42,12 +42,17 @@ class LinearRegressions(nn.Module):
         coefficients, intercepts = self.coefficients[:n_members], self.intercepts[:n_members]
         return LinearRegressions(coefficients, intercepts, self.scales)
 
-    def residuals(self, rows: Tensor) -> Tensor:
-        """Compute standardised residuals, (n_members, n, q + d) to (n_members, n, d)."""
-        conditions, targets = rows.tensor_split([self.coefficients.shape[1]], dim=-1)
-        return self.standardisation(conditions)(targets)
+    @property
+    def n_conditions(self) -> int:
+        """Number of columns of conditions."""
+        return self.coefficients.shape[1]
 
-    def standardisation(self, conditions: Tensor) -> DependentTransform:
+    def preprocess(self, rows: Tensor) -> Tensor:
+        """Compute standardised residuals, (n_members, n, q + d) to (n_members, n, d)."""
+        conditions, targets = rows.tensor_split([self.n_conditions], dim=-1)
+        return self.transform(conditions)(targets)
+
+    def transform(self, conditions: Tensor) -> DependentTransform:
         """From targets to standardised residuals, given conditions (n_members, n, q)."""
         location = torch.baddbmm(self.intercepts, conditions, self.coefficients)
         # Undo the soft bound on the logarithm of the scale.
@@ -80,7 +85,7 @@ def fit_regressions(folds: Folds) -> LinearRegressions:
     best_error = math.inf
     for penalty in PENALTIES:
         regressions = _fit_ridge(folds, penalty)
-        squares = regressions.residuals(rows.values[folds.held_out]).square()
+        squares = regressions.preprocess(rows.values[folds.held_out]).square()
         variances = torch.stack([folds.held_out_means(column) for column in squares.unbind(-1)])
         error = float(variances.mean())
         if error < best_error:

@@ -1,8 +1,9 @@
 """The density that a fit returns: flows beside Gaussian mixtures, as rows left out weigh them."""
 
-__all__ = ["StackedDensity", "stack", "stacking_weights"]
+__all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from ._flow import Flows
 from ._mixtures import (
     GaussianMixtures,
     Kind,
-    Mixture,
     fit_mixtures,
     join,
-    training_residuals,
+    training_rows,
     with_tails,
 )
+from ._power import Unbending
+from ._regression import LinearRegressions
 from ._rows import Folds
 
 #: Smallest weight of a kind of mixture that is kept.
@@ -84,65 +86,81 @@ class StackedDensity(nn.Module):
         return rows
 
 
+class Candidate(NamedTuple):
+    """A mixture to try beside flows."""
+
+    #: What the rows that it is fitted to go through first.
+    preprocessing: LinearRegressions | Unbending
+    kind: Kind
+
+
 @torch.no_grad()
 def stack(
-    flow: Flows, kinds: Sequence[Kind], folds: Folds, tailed: np.ndarray, seed: int
+    flow: Flows, candidates: Sequence[Candidate], folds: Folds, tailed: np.ndarray, seed: int
 ) -> StackedDensity:
     """Set mixtures of the same members beside flows, weighed by the rows left out.
 
     A mixture of many components depends on where its fit started, and a mean of fits that
-    started elsewhere is better than any of them. So kinds that get some weight by the rows of a
-    majority of the members are fitted several times to those of all.
+    started elsewhere is better than any of them. So candidates that get some weight by the rows
+    of a few members are fitted several times to those of all.
 
     Parameters
     ----------
     flow : Flows
         In double precision.
-    kinds : sequence of Kind
-        Mixtures to try; there may be none.
+    candidates : sequence of Candidate
+        There may be none.
     folds : Folds
     tailed : ndarray of bool, shape (d,)
         Columns in which the mixtures get heavy tails.
     seed : int
         Of the fits.
     """
-    residuals = training_residuals(folds, flow.regressions)
+    training = {each: training_rows(folds, each) for each, _ in candidates}
     held_out = folds.rows.values[folds.held_out].double()
     row_weights = folds.rows.weights[folds.held_out]
+    log_p = flow.log_prob(held_out)
 
-    def part(members: Iterable[Mixture]) -> Flows:
+    def fit(candidates, n_members, seeds):
+        return [fit_mixtures(training[each][:n_members], kind, seeds) for each, kind in candidates]
+
+    def part(preprocessing, members):
         base = GaussianMixtures([with_tails(member, tailed) for member in members])
-        return Flows(base, flow.regressions.first(base.n_members))
+        return Flows(base, preprocessing.first(base.n_members))
 
-    def weigh(mixtures: list[list[Mixture]], n_members: int) -> np.ndarray:
-        rows = held_out[:n_members]
-        log_densities = [log_p[:n_members], *(part(each).log_prob(rows) for each in mixtures)]
+    def weigh(candidates, mixtures, n_members):
+        log_densities = [log_p[:n_members]] + [
+            part(preprocessing, members).log_prob(held_out[:n_members])
+            for (preprocessing, _), members in zip(candidates, mixtures, strict=True)
+        ]
         weights = stacking_weights(
             torch.stack(log_densities).flatten(1), row_weights[:n_members].flatten()
         ).numpy()
         weights[1:] = np.where(weights[1:] >= SMALLEST_WEIGHT, weights[1:], 0)
         return weights / weights.sum()
 
-    log_p = flow.log_prob(held_out)
-    majority = flow.n_members // 2 + 1
-    weights = weigh(fit_mixtures(residuals[:majority], kinds, [seed]), majority)
-    useful = _restarts(kinds, weights[1:])
-    mixtures = fit_mixtures(residuals, useful, range(seed, seed + FITS))
-    weights = weigh(mixtures, flow.n_members)
-    rest = weights[1:].sum()
-    if rest == 0:
-        return StackedDensity([flow], torch.ones(1, dtype=torch.float64, device="cpu"))
-    joined = [join(members, weights[1:] / rest) for members in zip(*mixtures, strict=True)]
-    return StackedDensity([flow, part(joined)], torch.from_numpy(np.r_[weights[0], rest]))
+    few = max(1, flow.n_members // 2)
+    weights = weigh(candidates, fit(candidates, few, [seed]), few)
+    useful = _restarts(candidates, weights[1:])
+    mixtures = fit(useful, flow.n_members, range(seed, seed + FITS))
+    weights = weigh(useful, mixtures, flow.n_members)
+    parts, part_weights = [flow], [weights[0]]
+    for preprocessing in training:
+        own = weights[1:] * [each is preprocessing for each, _ in useful]
+        if own.sum() > 0:
+            joined = [join(members, own / own.sum()) for members in zip(*mixtures, strict=True)]
+            parts.append(part(preprocessing, joined))
+            part_weights.append(own.sum())
+    return StackedDensity(parts, torch.from_numpy(np.array(part_weights)))
 
 
-def _restarts(kinds: Sequence[Kind], weights: np.ndarray) -> list[Kind]:
-    """Return the kinds of some weight, from each start; a single component has one fit."""
+def _restarts(candidates: Sequence[Candidate], weights: np.ndarray) -> list[Candidate]:
+    """Return those of some weight, from each start; a single component has one fit."""
     return [
-        kind._replace(init_params=start)
-        for kind, weight in zip(kinds, weights, strict=True)
+        candidate._replace(kind=candidate.kind._replace(init_params=start))
+        for candidate, weight in zip(candidates, weights, strict=True)
         for start in STARTS
-        if weight > 0 and (kind.n_components > 1 or start == kind.init_params)
+        if weight > 0 and (candidate.kind.n_components > 1 or start == candidate.kind.init_params)
     ]
 
 

@@ -14,7 +14,7 @@ from skjeffreys._mixtures import (
     fit_mixtures,
     join,
     standard_normal,
-    training_residuals,
+    training_rows,
     with_tails,
 )
 from skjeffreys._regression import fit_regressions
@@ -102,14 +102,15 @@ def test_samples_have_the_moments_of_the_mixtures(bases, sample, mean_error, cov
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=covariance_error)
 
 
-def residuals_of(folds):
-    return training_residuals(folds, fit_regressions(folds).double())
+def training_rows_of(folds):
+    return training_rows(folds, fit_regressions(folds).double())
 
 
 def test_mixtures_are_fitted_to_the_rows_of_each_member():
     folds = make_folds(clusters(300))
-    kinds = affordable_kinds(folds.training.shape[1], 3)
-    for kind, members in zip(kinds, fit_mixtures(residuals_of(folds), kinds, [0]), strict=True):
+    kinds = affordable_kinds(folds.training.shape[1], 3, COVARIANCES)
+    for kind in kinds:
+        members = fit_mixtures(training_rows_of(folds), kind, [0])
         for mixture, index in zip(members, folds.training, strict=True):
             assert len(mixture.weights) == kind.n_components
             rows = folds.rows.values[index].double().numpy()
@@ -127,10 +128,9 @@ def test_mixtures_are_fitted_to_the_rows_of_each_member():
 
 def test_several_fits_are_averaged():
     folds = make_folds(clusters(100))
-    kinds = [Kind(8, "diag", 1e-4, "random_from_data")]
-    residuals = residuals_of(folds)
-    each = [fit_mixtures(residuals, kinds, [seed])[0] for seed in (3, 4)]
-    (both,) = fit_mixtures(residuals, kinds, [3, 4])
+    kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
+    each = [fit_mixtures(rows, kind, [seed]) for seed in (3, 4)]
+    both = fit_mixtures(rows, kind, [3, 4])
     X = torch.tensor(clusters(50, seed=1))
     densities = [GaussianMixtures(members).log_prob(X).exp() for members in [*each, both]]
     assert not torch.allclose(densities[0], densities[1])
@@ -146,13 +146,13 @@ def test_joined_mixtures_keep_their_weights():
 
 @pytest.mark.parametrize("n_rows", [2, 3, 9, 160])
 def test_few_rows_have_mixtures_of_few_components(n_rows):
-    sizes = {kind.n_components for kind in affordable_kinds(n_rows, 3)}
+    sizes = {kind.n_components for kind in affordable_kinds(n_rows, 3, COVARIANCES)}
     assert 1 in sizes
     assert max(sizes) <= max(1, n_rows // 2)
 
 
 def test_many_columns_have_mixtures_of_few_components():
-    kinds = affordable_kinds(300, 300)
+    kinds = affordable_kinds(300, 300, COVARIANCES)
     assert max(kind.n_components for kind in kinds) * 300 * 300**2 <= 2e8
     assert {(kind.covariance_type, kind.reg_covar) for kind in kinds} == set(COVARIANCES)
 

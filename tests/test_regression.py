@@ -37,7 +37,7 @@ def test_each_member_regresses_its_own_rows():
 def test_residuals_at_rows_left_out_are_standardised():
     for table, q in (linear_rows(400, 3, 0.1), 3), (linear_rows(80, 60, 1.0), 60):
         folds = folds_of(table, q)
-        residuals = fit_regressions(folds).residuals(folds.rows.values[folds.held_out])
+        residuals = fit_regressions(folds).preprocess(folds.rows.values[folds.held_out])
         squares = residuals.square().mean(dim=(0, 1))
         assert squares.tolist() == pytest.approx([1, 1], rel=1e-3)
 
@@ -47,7 +47,7 @@ def test_residuals_are_of_the_prediction():
     regressions, rows = fit_regressions(folds), folds.rows.values[folds.training]
     predicted = rows[..., :2] @ regressions.coefficients + regressions.intercepts
     expected = (rows[..., 2:] - predicted) / regressions.scales
-    torch.testing.assert_close(regressions.residuals(rows), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(regressions.preprocess(rows), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_conditions_that_say_nothing_are_hardly_used():
@@ -58,14 +58,14 @@ def test_conditions_that_say_nothing_are_hardly_used():
 
 def test_no_regression_leaves_the_targets_as_they_are():
     rows = torch.randn(3, 20, 5)
-    assert (no_regressions(3, 2, 3).residuals(rows) == rows[..., 2:]).all()
+    assert (no_regressions(3, 2, 3).preprocess(rows) == rows[..., 2:]).all()
     folds = folds_of(linear_rows(50, 3, 0.5), 0)
     rows = folds.rows.values[folds.training]
-    assert (fit_regressions(folds).residuals(rows) == rows).all()
+    assert (fit_regressions(folds).preprocess(rows) == rows).all()
 
 
 def test_first_members_keep_their_regressions():
     folds = folds_of(linear_rows(100, 2, 0.3), 2)
     regressions, rows = fit_regressions(folds), folds.rows.values[folds.training]
-    residuals = regressions.first(3).residuals(rows[:3])
-    torch.testing.assert_close(residuals, regressions.residuals(rows)[:3])
+    residuals = regressions.first(3).preprocess(rows[:3])
+    torch.testing.assert_close(residuals, regressions.preprocess(rows)[:3])

@@ -11,17 +11,19 @@ from test_mixtures import clusters, make_folds
 from skjeffreys import JeffreysDensity
 from skjeffreys._flow import Flows
 from skjeffreys._mixtures import (
+    COVARIANCES,
     GaussianMixtures,
     Kind,
     Mixture,
     affordable_kinds,
     fit_mixtures,
     standard_normal,
-    training_residuals,
+    training_rows,
 )
+from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows
-from skjeffreys._stacking import StackedDensity, stack, stacking_weights
+from skjeffreys._stacking import Candidate, StackedDensity, stack, stacking_weights
 
 NO_TAILS = np.array([False])
 
@@ -105,19 +107,41 @@ def standard_normal_flow(folds):
     return Flows(base, regressions).double()
 
 
+def candidates_of(flow, kinds):
+    return [Candidate(flow.preprocessing, kind) for kind in kinds]
+
+
 def test_stack_weighs_by_the_rows_left_out():
     folds = make_folds(clusters(300))
     flow = standard_normal_flow(folds)
-    kinds = affordable_kinds(folds.training.shape[1], 3)
-    density = stack(flow, kinds, folds, NO_TAILS, seed=0)
+    candidates = candidates_of(flow, affordable_kinds(folds.training.shape[1], 3, COVARIANCES))
+    density = stack(flow, candidates, folds, NO_TAILS, seed=0)
     # Rows in two clusters are not standard normal.
     assert density.weights[0] < 0.05
     held_out = folds.rows.values[folds.held_out].double()
     score = folds.held_out_means(density.parts[1].log_prob(held_out)).mean()
-    residuals = training_residuals(folds, flow.regressions)
-    for members in fit_mixtures(residuals, kinds, [0]):
-        other = Flows(GaussianMixtures(members), flow.regressions)
+    rows = training_rows(folds, flow.preprocessing)
+    for preprocessing, kind in candidates:
+        other = Flows(GaussianMixtures(fit_mixtures(rows, kind, [0])), preprocessing)
         assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
+
+
+def test_mixtures_of_columns_that_bending_spoils_get_the_weight():
+    x = np.random.RandomState(0).lognormal(size=(600, 1))
+    power = fit_power_transform(x, np.full(600, 1 / 600))
+    centres = np.repeat([[0.5], [2.0], [6.0]], 200, axis=0)
+    before = centres + 0.05 * np.random.RandomState(1).standard_normal((600, 1))
+    folds = make_folds(power(torch.from_numpy(before)).numpy())
+    flow = standard_normal_flow(folds)
+    candidates = [
+        Candidate(preprocessing, Kind(3, "tied", 1e-6))
+        for preprocessing in (flow.preprocessing, Unbending(power))
+    ]
+    density = stack(flow, candidates, folds, NO_TAILS, seed=0)
+    assert density.weights[-1] > 0.9
+    rows = torch.linspace(-10, 10, 20_001, dtype=torch.float64)[:, None]
+    values = density.log_density(rows, flow.log_prob(rows)).exp()
+    assert torch.trapezoid(values, rows[:, 0]) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("kinds", [[Kind(64, "full", 1e-4)], []], ids=["overfitted", "none"])
@@ -127,7 +151,7 @@ def test_a_part_that_is_the_density_of_the_rows_gets_the_weight(kinds):
     flow = standard_normal_flow(folds)
     rows = folds.rows.values.double()
     log_p = flow.log_prob(rows)
-    density = stack(flow, kinds, folds, NO_TAILS, seed=0)
+    density = stack(flow, candidates_of(flow, kinds), folds, NO_TAILS, seed=0)
     assert density.weights.tolist() == [1.0]
     torch.testing.assert_close(density.log_density(rows, log_p), log_p[0])
 
@@ -139,7 +163,9 @@ def test_mixtures_stand_beside_the_residuals_of_the_regression():
     rows = torch.tensor(np.hstack([condition, 3 * condition + noise]), dtype=torch.float32)
     weights = torch.full((400,), 1 / 400)
     folds = split_rows(Rows(rows, weights, n_conditions=1), 3, 0.25, np.random.RandomState(0))
-    density = stack(standard_normal_flow(folds), affordable_kinds(300, 1), folds, NO_TAILS, seed=0)
+    flow = standard_normal_flow(folds)
+    candidates = candidates_of(flow, affordable_kinds(300, 1, COVARIANCES))
+    density = stack(flow, candidates, folds, NO_TAILS, seed=0)
     samples = density.sample(rows[:, :1].double(), torch.Generator().manual_seed(0))
     drawn = samples[:, 1] - 3 * samples[:, 0]
     assert density.weights[0] < 0.05

@@ -8,5 +8,5 @@ from skjeffreys import JeffreysDensity
 class FlowDensity(JeffreysDensity):
     """JeffreysDensity without the mixtures beside its flows."""
 
-    def _mixture_kinds(self, folds):
+    def _mixture_candidates(self, folds, regressions):
         return []
