@@ -7,8 +7,9 @@ __all__ = [
     "Kind",
     "Mixture",
     "affordable_kinds",
-    "fit_mixtures",
+    "fit_mixture",
     "join",
+    "mean",
     "standard_normal",
     "training_rows",
     "with_tails",
@@ -24,7 +25,6 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
@@ -106,6 +106,11 @@ def join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
         if weight > 0
     ]
     return Mixture(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def mean(mixtures: Sequence[Mixture]) -> Mixture:
+    """Return the mixture of mixtures of equal weight."""
+    return join(mixtures, np.full(len(mixtures), 1 / len(mixtures)))
 
 
 class GaussianMixtures(nn.Module):
@@ -227,29 +232,11 @@ def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) ->
     return preprocessing.preprocess(folds.rows.values[_resample(folds)].double()).numpy()
 
 
-def fit_mixtures(rows: np.ndarray, kind: Kind, seeds: Sequence[int]) -> list[Mixture]:
-    """Fit a mixture to the rows of each member.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_members, n, d)
-    kind : Kind
-    seeds : sequence of int
-        Of several fits, whose mean a mixture is.
-    """
-    # In one thread a mixture is the same whatever the number of threads.
-    with threadpool_limits(1), warnings.catch_warnings():
+def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
+    """Fit a mixture to rows, (n, d)."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return [_mean_of_fits(member, kind, seeds) for member in rows]
-
-
-def _mean_of_fits(rows: np.ndarray, kind: Kind, seeds: Sequence[int]) -> Mixture:
-    fits = [_fit_mixture(rows, kind, seed) for seed in seeds]
-    return join(fits, np.full(len(fits), 1 / len(fits)))
-
-
-def _fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
-    mixture = GaussianMixture(**kind._asdict(), tol=TOLERANCE, random_state=seed).fit(rows)
+        mixture = GaussianMixture(**kind._asdict(), tol=TOLERANCE, random_state=seed).fit(rows)
     n_features = rows.shape[1]
     factors = mixture.precisions_cholesky_
     if kind.covariance_type == "diag":

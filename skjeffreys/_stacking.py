@@ -3,10 +3,12 @@
 __all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights"]
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from ._energy import mixture_log_density
@@ -14,8 +16,9 @@ from ._flow import Flows
 from ._mixtures import (
     GaussianMixtures,
     Kind,
-    fit_mixtures,
+    fit_mixture,
     join,
+    mean,
     training_rows,
     with_tails,
 )
@@ -121,8 +124,17 @@ def stack(
     row_weights = folds.rows.weights[folds.held_out]
     log_p = flow.log_prob(held_out)
 
-    def fit(candidates, n_members, seeds):
-        return [fit_mixtures(training[each][:n_members], kind, seeds) for each, kind in candidates]
+    @cache  # Useful candidates come twice.
+    def fit(preprocessing, kind, member, seed):
+        return fit_mixture(training[preprocessing][member], kind, seed)
+
+    def fit_all(candidates, n_members, seeds):
+        # In one thread a mixture is the same whatever the number of threads.
+        with threadpool_limits(1):
+            return [
+                [mean([fit(*each, member, seed) for seed in seeds]) for member in range(n_members)]
+                for each in candidates
+            ]
 
     def part(preprocessing, members):
         base = GaussianMixtures([with_tails(member, tailed) for member in members])
@@ -140,9 +152,9 @@ def stack(
         return weights / weights.sum()
 
     few = max(1, flow.n_members // 2)
-    weights = weigh(candidates, fit(candidates, few, [seed]), few)
+    weights = weigh(candidates, fit_all(candidates, few, [seed]), few)
     useful = _restarts(candidates, weights[1:])
-    mixtures = fit(useful, flow.n_members, range(seed, seed + FITS))
+    mixtures = fit_all(useful, flow.n_members, range(seed, seed + FITS))
     weights = weigh(useful, mixtures, flow.n_members)
     parts, part_weights = [flow], [weights[0]]
     for preprocessing in training:

@@ -11,8 +11,9 @@ from skjeffreys._mixtures import (
     Mixture,
     _resample,
     affordable_kinds,
-    fit_mixtures,
+    fit_mixture,
     join,
+    mean,
     standard_normal,
     training_rows,
     with_tails,
@@ -97,8 +98,8 @@ def test_samples_have_the_moments_of_the_mixtures(bases, sample, mean_error, cov
     X = clusters(200)
     rows = X.mean(axis=0), np.cov(X.T, ddof=0)
     expected = [rows, (np.zeros(3), np.eye(3)), rows]
-    for drawn, (mean, covariance) in zip(sample(bases), expected, strict=True):
-        np.testing.assert_allclose(drawn.mean(dim=0), mean, atol=mean_error)
+    for drawn, (centre, covariance) in zip(sample(bases), expected, strict=True):
+        np.testing.assert_allclose(drawn.mean(dim=0), centre, atol=mean_error)
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=covariance_error)
 
 
@@ -110,8 +111,8 @@ def test_mixtures_are_fitted_to_the_rows_of_each_member():
     folds = make_folds(clusters(300))
     kinds = affordable_kinds(folds.training.shape[1], 3, COVARIANCES)
     for kind in kinds:
-        members = fit_mixtures(training_rows_of(folds), kind, [0])
-        for mixture, index in zip(members, folds.training, strict=True):
+        for own, index in zip(training_rows_of(folds), folds.training, strict=True):
+            mixture = fit_mixture(own, kind, seed=0)
             assert len(mixture.weights) == kind.n_components
             rows = folds.rows.values[index].double().numpy()
             np.testing.assert_allclose(
@@ -129,10 +130,9 @@ def test_mixtures_are_fitted_to_the_rows_of_each_member():
 def test_several_fits_are_averaged():
     folds = make_folds(clusters(100))
     kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
-    each = [fit_mixtures(rows, kind, [seed]) for seed in (3, 4)]
-    both = fit_mixtures(rows, kind, [3, 4])
+    fits = [fit_mixture(rows[0], kind, seed) for seed in (3, 4)]
     X = torch.tensor(clusters(50, seed=1))
-    densities = [GaussianMixtures(members).log_prob(X).exp() for members in [*each, both]]
+    densities = GaussianMixtures([*fits, mean(fits)]).log_prob(X).exp()
     assert not torch.allclose(densities[0], densities[1])
     torch.testing.assert_close(densities[2], (densities[0] + densities[1]) / 2)
 
