@@ -17,6 +17,7 @@ from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from flows_alone import FlowDensity
 from known_densities import KNOWN_DENSITIES
 from study import PEERS, parse_options, run_missing
@@ -78,8 +79,12 @@ def report(results):
             print(f"\nLead of {method} over {other}, {measure}:")
             print(lead.round(4).to_string())
         cells = table.groupby(keys).mean()
-        for other in ["likelihood", "KernelDensity", "GaussianMixture"]:
-            print(f"Ahead of {other} in {(cells[OURS] < cells[other]).sum()} of {len(cells)}")
+        print(f"\nMedians over the densities, {measure}:")
+        print(cells.groupby("n").median()[list(METHODS)].round(4).to_string())
+        pairs = [*OPPONENTS.items(), (OURS, "KernelDensity"), (OURS, "GaussianMixture")]
+        ahead = {f"{m} ahead of {other}": cells[m] < cells[other] for m, other in pairs}
+        print(f"\nDensities of which one is ahead of another, {measure}:")
+        print(pd.DataFrame(ahead).groupby("n").sum().T.to_string())
 
 
 def plot(results):
