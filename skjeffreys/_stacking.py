@@ -16,6 +16,7 @@ from ._flow import Flows
 from ._mixtures import (
     GaussianMixtures,
     Kind,
+    Mixture,
     fit_mixture,
     join,
     mean,
@@ -26,7 +27,7 @@ from ._power import Unbending
 from ._regression import LinearRegressions
 from ._rows import Folds
 
-#: Smallest weight of a kind of mixture that is kept.
+#: Smallest weight of a candidate that is kept.
 SMALLEST_WEIGHT = 0.01
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
@@ -136,14 +137,10 @@ def stack(
                 for each in candidates
             ]
 
-    def part(preprocessing, members):
-        base = GaussianMixtures([with_tails(member, tailed) for member in members])
-        return Flows(base, preprocessing.first(base.n_members))
-
     def weigh(candidates, mixtures, n_members):
         log_densities = [log_p[:n_members]] + [
-            part(preprocessing, members).log_prob(held_out[:n_members])
-            for (preprocessing, _), members in zip(candidates, mixtures, strict=True)
+            _part(each, members, tailed).log_prob(held_out[:n_members])
+            for (each, _), members in zip(candidates, mixtures, strict=True)
         ]
         weights = stacking_weights(
             torch.stack(log_densities).flatten(1), row_weights[:n_members].flatten()
@@ -156,12 +153,31 @@ def stack(
     useful = _restarts(candidates, weights[1:])
     mixtures = fit_all(useful, flow.n_members, range(seed, seed + FITS))
     weights = weigh(useful, mixtures, flow.n_members)
+    return _join_parts(flow, useful, mixtures, weights, tailed)
+
+
+def _part(
+    preprocessing: LinearRegressions | Unbending, members: Sequence[Mixture], tailed: np.ndarray
+) -> Flows:
+    """Return the densities of mixtures, one for each member, after preprocessing."""
+    base = GaussianMixtures([with_tails(member, tailed) for member in members])
+    return Flows(base, preprocessing.first(base.n_members))
+
+
+def _join_parts(
+    flow: Flows,
+    candidates: Sequence[Candidate],
+    mixtures: Sequence[Sequence[Mixture]],
+    weights: np.ndarray,
+    tailed: np.ndarray,
+) -> StackedDensity:
+    """Return the density of flows, with the first weight, and one part for each preprocessing."""
     parts, part_weights = [flow], [weights[0]]
-    for preprocessing in training:
-        own = weights[1:] * [each is preprocessing for each, _ in useful]
+    for preprocessing in dict.fromkeys(each for each, _ in candidates):
+        own = weights[1:] * [each is preprocessing for each, _ in candidates]
         if own.sum() > 0:
             joined = [join(members, own / own.sum()) for members in zip(*mixtures, strict=True)]
-            parts.append(part(preprocessing, joined))
+            parts.append(_part(preprocessing, joined, tailed))
             part_weights.append(own.sum())
     return StackedDensity(parts, torch.from_numpy(np.array(part_weights)))
 
