@@ -7,6 +7,7 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from scipy.optimize.elementwise import bracket_root, find_root
 from sklearn.base import _fit_context
 from sklearn.covariance import ShrunkCovariance
 from sklearn.utils import check_consistent_length, gen_batches
@@ -25,8 +26,6 @@ from .exceptions import ExtrapolationWarning
 
 #: Nodes, in each member, of the quadrature for the conditional mean.
 PREDICTION_NODES = 64
-#: Halvings of an interval that brackets a quantile: to double precision.
-BISECTIONS = 60
 #: Times the largest distance of training conditions from their mean, beyond which others are far.
 FAR = 2
 #: Share of the variance that is spread over all directions in this distance: where training
@@ -406,7 +405,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         return mean[:, 0] if self._targets_ndim == 1 else mean
 
     def predict_quantile(self, X, q):
-        r"""Conditional quantiles of a single target, by bisection of its distribution function.
+        r"""Conditional quantiles of a single target, where its distribution function has the levels.
 
         .. math:: F(y \mid x) = \tfrac1M \sum_k \big( w F_k(T_k(y; x)) + (1 - w) G_k(y \mid x)
             \big),
@@ -555,23 +554,17 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         return self._log_density(X, y, log_density)
 
     def _quantiles(self, X, levels):
-        """Bisect the distribution function at a level for each row of conditions."""
+        """Solve for where the distribution function has a level, for each row of conditions."""
         conditions = self._coordinates.transform_conditions(X)
 
-        def is_below(z):
-            rows = np.column_stack([conditions, z])
-            return self._in_batches(rows, _distribution_function) < levels
+        def excess(z, level, index):
+            rows = np.column_stack([conditions[index], z])
+            return self._in_batches(rows, _distribution_function) - level
 
-        low, high = -np.ones(len(X)), np.ones(len(X))
-        while (outside := ~is_below(low)).any():
-            low[outside] *= 2
-        while (outside := is_below(high)).any():
-            high[outside] *= 2
-        for _ in range(BISECTIONS):
-            middle = 0.5 * (low + high)
-            below = is_below(middle)
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return self._coordinates.inverse_transform(np.column_stack([conditions, high]))[:, 0]
+        arguments = (levels, np.arange(len(X)))
+        bracket = bracket_root(excess, -np.ones(len(X)), np.ones(len(X)), args=arguments).bracket
+        solution = find_root(excess, bracket, args=arguments).x
+        return self._coordinates.inverse_transform(np.column_stack([conditions, solution]))[:, 0]
 
     def _warn_of_extrapolation(self, X):
         distance = self._contexts.mahalanobis(self._coordinates.transform_conditions(X))

@@ -120,6 +120,13 @@ def test_quantiles_invert_the_integral_of_the_density(bounded_density):
         assert total == pytest.approx(q, abs=0.005)
 
 
+def test_quantiles_rise_with_the_level_however_extreme(wave_density):
+    levels = [1e-300, 1e-20, 1e-9, 0.5, 1 - 1e-9, np.nextafter(1, 0)]
+    quantiles = wave_density.predict_quantile(np.zeros((1, 2)), levels)
+    assert np.isfinite(quantiles).all()
+    assert (np.diff(quantiles) > 0).all()
+
+
 def test_samples_stay_inside_the_bounds(bounded_density):
     samples = bounded_density.sample(np.zeros((2, 2)), 5000, random_state=0)
     assert INTERVAL[0] < samples.min() < samples.max() < INTERVAL[1]
