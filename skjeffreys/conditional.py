@@ -405,7 +405,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         return mean[:, 0] if self._targets_ndim == 1 else mean
 
     def predict_quantile(self, X, q):
-        r"""Conditional quantiles of a single target, where its distribution function has the levels.
+        r"""Conditional quantiles of a single target: where its distribution function has a level.
 
         .. math:: F(y \mid x) = \tfrac1M \sum_k \big( w F_k(T_k(y; x)) + (1 - w) G_k(y \mid x)
             \big),
