@@ -48,8 +48,8 @@ MAXIMUM_ROWS = 5000
 BLOCK_SIZE = 2**18
 #: Standard deviations of the wide components that are added to every mixture.
 TAIL_SCALES = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
-#: Weight of the first; that of the others falls with the cube of their scale. A larger one makes far
-#: rows cheaper, by its logarithm, and puts more samples far from any row.
+#: Weight of the first; that of the others falls with the cube of their scale. A larger one makes
+#: far rows cheaper, by its logarithm, and puts more samples far from any row.
 TAIL_WEIGHT = 1e-4
 
 
