@@ -431,8 +431,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         NotFittedError
             Before :meth:`fit`.
         ValueError
-            If there are several targets, a level is not between zero and one, or ``X`` is not
-            as :meth:`score_samples` needs it.
+            If there are several targets, a level is not between zero and one or too close to
+            them for double precision, or ``X`` is not as :meth:`score_samples` needs it.
 
         Warns
         -----
@@ -562,8 +562,13 @@ class JeffreysConditionalDensity(JeffreysEstimator):
             return self._in_batches(rows, _distribution_function) - level
 
         arguments = (levels, np.arange(len(X)))
-        bracket = bracket_root(excess, -np.ones(len(X)), np.ones(len(X)), args=arguments).bracket
-        solution = find_root(excess, bracket, args=arguments).x
+        found = bracket_root(excess, -np.ones(len(X)), np.ones(len(X)), args=arguments)
+        if not found.success.all():
+            raise ValueError(
+                f"The distribution function does not reach the level {levels[~found.success][0]!r} "
+                "of q in double precision. Use levels further from 0 and 1."
+            )
+        solution = find_root(excess, found.bracket, args=arguments).x
         return self._coordinates.inverse_transform(np.column_stack([conditions, solution]))[:, 0]
 
     def _warn_of_extrapolation(self, X):

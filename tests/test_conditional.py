@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ks_2samp, norm
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
@@ -125,6 +126,16 @@ def test_quantiles_rise_with_the_level_however_extreme(wave_density):
     quantiles = wave_density.predict_quantile(np.zeros((1, 2)), levels)
     assert np.isfinite(quantiles).all()
     assert (np.diff(quantiles) > 0).all()
+
+
+def test_level_beyond_the_distribution_function(wave_density, monkeypatch):
+    # Rounding may leave its largest value a little below one.
+    monkeypatch.setattr(
+        "skjeffreys.conditional._distribution_function",
+        lambda models, rows: 0.9 * torch.special.ndtr(rows[:, -1]),
+    )
+    with pytest.raises(ValueError, match=r"level .*0\.95"):
+        wave_density.predict_quantile(np.zeros((1, 2)), [0.5, 0.95])
 
 
 def test_samples_stay_inside_the_bounds(bounded_density):
