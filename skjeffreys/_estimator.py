@@ -46,7 +46,7 @@ from ._validation import (
 from .exceptions import NormalizerWarning
 
 #: Fresh samples that measure the normaliser.
-NORMALIZER_SAMPLES = 10_000
+NORMALIZER_SAMPLES = 5_000
 #: Largest tilt of the reference of the proxy, in nats. Around the flow, such that the effective
 #: sample size of the normaliser is at least 0.1; around a normal density, hardly a bound.
 TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}

@@ -2,8 +2,9 @@
 
 __all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,12 @@ from ._power import Unbending
 from ._regression import LinearRegressions
 from ._rows import Folds
 
-#: Smallest weight of a candidate that is kept.
-SMALLEST_WEIGHT = 0.01
+#: Rows that count for each density before any is seen: the prior of their weights.
+PRIOR_COUNT = 0.1
+#: Smallest weight, beside other mixtures, of one that is useful.
+USEFUL_WEIGHT = 0.01
+#: Smallest weight of a mixture that is kept.
+SMALLEST_WEIGHT = 0.001
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
 #: Fits of a useful kind from each of them.
@@ -137,23 +142,28 @@ def stack(
                 for each in candidates
             ]
 
-    def weigh(candidates, mixtures, n_members):
-        log_densities = [log_p[:n_members]] + [
+    def evaluate(candidates, mixtures, n_members):
+        return [
             _part(each, members, tailed).log_prob(held_out[:n_members])
             for (each, _), members in zip(candidates, mixtures, strict=True)
         ]
-        weights = stacking_weights(
-            torch.stack(log_densities).flatten(1), row_weights[:n_members].flatten()
-        ).numpy()
-        weights[1:] = np.where(weights[1:] >= SMALLEST_WEIGHT, weights[1:], 0)
-        return weights / weights.sum()
+
+    def weigh(log_densities):
+        log_densities = torch.stack(log_densities)
+        n_members = log_densities.shape[1]
+        return stacking_weights(log_densities.flatten(1), row_weights[:n_members].flatten()).numpy()
 
     few = max(1, flow.n_members // 2)
-    weights = weigh(candidates, fit_all(candidates, few, [seed]), few)
-    useful = _restarts(candidates, weights[1:])
+    first = evaluate(candidates, fit_all(candidates, few, [seed]), few)
+    useful = []
+    if weigh([log_p[:few], *first])[1:].sum() >= USEFUL_WEIGHT:
+        # Told among mixtures alone. Through the proxy, flows know something of the rows that their
+        # member leaves out, and would crowd out mixtures that are worth more on new rows.
+        useful = _restarts(compress(candidates, weigh(first) >= USEFUL_WEIGHT))
     mixtures = fit_all(useful, flow.n_members, range(seed, seed + FITS))
-    weights = weigh(useful, mixtures, flow.n_members)
-    return _join_parts(flow, useful, mixtures, weights, tailed)
+    weights = weigh([log_p, *evaluate(useful, mixtures, flow.n_members)])
+    weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
+    return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
 
 
 def _part(
@@ -182,18 +192,25 @@ def _join_parts(
     return StackedDensity(parts, torch.from_numpy(np.array(part_weights)))
 
 
-def _restarts(candidates: Sequence[Candidate], weights: np.ndarray) -> list[Candidate]:
-    """Return those of some weight, from each start; a single component has one fit."""
+def _restarts(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return candidates from each start; a single component has one fit."""
     return [
         candidate._replace(kind=candidate.kind._replace(init_params=start))
-        for candidate, weight in zip(candidates, weights, strict=True)
+        for candidate in candidates
         for start in STARTS
-        if weight > 0 and (candidate.kind.n_components > 1 or start == candidate.kind.init_params)
+        if candidate.kind.n_components > 1 or start == candidate.kind.init_params
     ]
 
 
 def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
-    """Weights of the mixture of densities that is most likely, by expectation maximisation.
+    r"""Weights of the mixture of densities that is most probable, by expectation maximisation.
+
+    .. math:: \operatorname{arg\,max}_w \; n \sum_i v_i \log \sum_j w_j p_j(x_i)
+        + a \sum_j \log w_j
+
+    with row weights ``v`` of sum one, the effective number of rows ``n = 1 / sum v^2`` and the
+    prior counts ``a``. The prior, a Dirichlet density, keeps every density at some weight: where
+    rows are few, which of several similar ones gets it all is luck, and their mean is better.
 
     Parameters
     ----------
@@ -212,15 +229,17 @@ def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
     1999.
     """
     row_weights = row_weights.double() / row_weights.sum()
+    prior = PRIOR_COUNT * row_weights.square().sum()
     densities = (log_densities - log_densities.max(dim=0).values).double().exp()
     weights = densities.new_full((len(densities),), 1 / len(densities))
     score = -torch.inf
     for _ in range(MAXIMUM_STEPS):
         mixture = weights @ densities
-        previous, score = score, float(row_weights @ mixture.log())
+        previous, score = score, float(row_weights @ mixture.log() + prior * weights.log().sum())
         if score - previous < TOLERANCE:
             break
-        weights = weights * (densities @ (row_weights / mixture))
+        weights = weights * (densities @ (row_weights / mixture)) + prior
+        weights = weights / weights.sum()
     return weights
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from scipy.special import logsumexp, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import kstest
 from sklearn.datasets import make_blobs, make_moons
 from sklearn.mixture import GaussianMixture
@@ -23,7 +23,13 @@ from skjeffreys._mixtures import (
 from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows
-from skjeffreys._stacking import Candidate, StackedDensity, stack, stacking_weights
+from skjeffreys._stacking import (
+    PRIOR_COUNT,
+    Candidate,
+    StackedDensity,
+    stack,
+    stacking_weights,
+)
 
 NO_TAILS = np.array([False])
 
@@ -46,19 +52,39 @@ def log_density(stacked, x):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weights_maximise_the_weighted_likelihood(seed):
+def test_weights_maximise_the_posterior(seed):
     rng = np.random.RandomState(seed)
     log_densities = 2 * rng.standard_normal((4, 60)) + rng.standard_normal((4, 1))
     row_weights = rng.uniform(0.1, 2, size=60)
+    n_effective = row_weights.sum() ** 2 / np.square(row_weights).sum()
 
     def loss(logits):
-        mixed = logsumexp(log_densities.T + np.log(softmax(logits)), axis=1)
-        return -np.average(mixed, weights=row_weights)
+        log_weights = log_softmax(logits)
+        mixed = logsumexp(log_densities.T + log_weights, axis=1)
+        log_prior = PRIOR_COUNT * log_weights.sum()
+        return -np.average(mixed, weights=row_weights) - log_prior / n_effective
 
     weights = stacking_weights(torch.tensor(log_densities), torch.tensor(row_weights)).numpy()
     assert weights.sum() == pytest.approx(1)
-    best = minimize(loss, np.zeros(4)).fun
-    assert loss(np.log(weights + 1e-300)) == pytest.approx(best, abs=1e-4)
+    best = minimize(loss, np.zeros(4))
+    assert loss(np.log(weights)) == pytest.approx(best.fun, abs=1e-5)
+    assert weights == pytest.approx(softmax(best.x), abs=0.01)
+
+
+def test_densities_that_agree_share_their_weight():
+    log_densities = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).expand(3, 50)
+    worse = log_densities[:1] - 50
+    weights = stacking_weights(torch.cat([log_densities, worse]), torch.ones(50))
+    kept = PRIOR_COUNT / (50 + 4 * PRIOR_COUNT)
+    assert weights.tolist() == pytest.approx([(1 - kept) / 3] * 3 + [kept])
+
+
+def test_weights_do_not_depend_on_the_scale_of_row_weights():
+    rng = np.random.RandomState(0)
+    log_densities = torch.from_numpy(rng.standard_normal((3, 40)))
+    row_weights = torch.from_numpy(rng.uniform(0.1, 2, size=40))
+    weights = stacking_weights(log_densities, row_weights)
+    torch.testing.assert_close(stacking_weights(log_densities, 7 * row_weights), weights)
 
 
 def test_weights_do_not_overflow_far_out():
@@ -125,6 +151,27 @@ def test_stack_weighs_by_the_rows_left_out():
         mixtures = [fit_mixture(own, kind, seed=0) for own in rows]
         other = Flows(GaussianMixtures(mixtures), preprocessing)
         assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
+
+
+def test_flows_do_not_change_which_mixtures_are_fitted(monkeypatch):
+    """They may know of the rows left out, from the members that they learn from."""
+    folds = make_folds(clusters(300))
+    flow = standard_normal_flow(folds)
+    candidates = candidates_of(flow, affordable_kinds(folds.training.shape[1], 3, COVARIANCES))
+    log_prob, fitted = flow.log_prob, []
+
+    def fit(rows, kind, seed):
+        kinds.append((kind, seed))
+        return fit_mixture(rows, kind, seed)
+
+    monkeypatch.setattr("skjeffreys._stacking.fit_mixture", fit)
+    for known in (0.0, 2.0):
+        kinds = []
+        monkeypatch.setattr(flow, "log_prob", lambda x, known=known: log_prob(x) + known)
+        density = stack(flow, candidates, folds, NO_TAILS, seed=0)
+        assert density.weights[0] < 0.9
+        fitted.append(kinds)
+    assert fitted[0] == fitted[1]
 
 
 def test_mixtures_of_columns_that_bending_spoils_get_the_weight():
