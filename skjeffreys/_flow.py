@@ -16,15 +16,12 @@ from zuko.transforms import (
     CouplingTransform,
     DependentTransform,
     MonotonicAffineTransform,
-    MonotonicRQSTransform,
 )
 
 from ._mixtures import GaussianMixtures
 from ._power import Unbending
 from ._regression import LinearRegressions
-
-#: The splines are the identity beyond this distance from zero.
-BOUND = 5.0
+from ._spline import RationalQuadraticSpline
 
 
 class Flows(nn.Module):
@@ -124,7 +121,7 @@ class CouplingFlows(Flows):
         super().__init__(base, regressions)
         n_conditions = self.n_conditions
         masks = _alternating_masks(base.n_features, n_transforms)
-        self.univariates = [(_spline, 3 * n_bins - 1)] * n_transforms
+        self.univariates = [(RationalQuadraticSpline, 3 * n_bins - 1)] * n_transforms
         if n_conditions > 0:
             masks = torch.cat([torch.zeros_like(masks[:1]), masks])
             self.univariates = [(_affine, 2), *self.univariates]
@@ -171,12 +168,6 @@ def _conditioned(
         x = F.silu(torch.baddbmm(hidden_bias, x, hidden_weight))
     parameters = torch.baddbmm(bias, x, weight).unflatten(-1, (-1, n_parameters))
     return DependentTransform(univariate(parameters), 1)
-
-
-def _spline(parameters: Tensor) -> MonotonicRQSTransform:
-    """Rational-quadratic spline, from ``3 n_bins - 1`` parameters."""
-    widths, heights, derivatives = parameters.tensor_split(3, dim=-1)
-    return MonotonicRQSTransform(widths, heights, derivatives, bound=BOUND)
 
 
 def _affine(parameters: Tensor) -> MonotonicAffineTransform:

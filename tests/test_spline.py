@@ -1,0 +1,37 @@
+import pytest
+import torch
+from zuko.transforms import MonotonicRQSTransform
+
+from skjeffreys._spline import BOUND, RationalQuadraticSpline
+
+
+def random_parameters(n_bins, scale=2.0):
+    generator = torch.Generator().manual_seed(n_bins)
+    shape = (3, 40, 2, 3 * n_bins - 1)
+    return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_bins", [2, 8, 17])
+def test_the_map_is_that_of_zuko(n_bins):
+    parameters = random_parameters(n_bins)
+    x = torch.linspace(-BOUND - 1, BOUND + 1, 40, dtype=torch.float64)[:, None].expand(3, 40, 2)
+    sizes = [n_bins, n_bins, n_bins - 1]
+    expected = MonotonicRQSTransform(*parameters.split(sizes, dim=-1), bound=BOUND)
+    spline = RationalQuadraticSpline(parameters)
+    torch.testing.assert_close(spline.call_and_ladj(x), expected.call_and_ladj(x))
+    torch.testing.assert_close(spline.inv(x), expected.inv(x))
+
+
+def test_gradients_are_those_of_finite_differences():
+    parameters = random_parameters(3)[:1, :4].requires_grad_()
+    x = torch.linspace(-4, 4, 8, dtype=torch.float64).reshape(1, 4, 2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda parameters, x: RationalQuadraticSpline(parameters).call_and_ladj(x), (parameters, x)
+    )
+
+
+def test_zeros_are_the_identity():
+    x = torch.linspace(-BOUND - 1, BOUND + 1, 30)[:, None]
+    y, log_slope = RationalQuadraticSpline(torch.zeros(30, 1, 23)).call_and_ladj(x)
+    torch.testing.assert_close(y, x)
+    torch.testing.assert_close(log_slope, torch.zeros(30, 1))
