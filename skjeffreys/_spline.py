@@ -1,4 +1,4 @@
-"""The univariate transform of the flows: zuko's rational-quadratic spline, its knots made faster."""
+"""The univariate transform of the flows: the rational-quadratic spline of zuko, made faster."""
 
 __all__ = ["BOUND", "RationalQuadraticSpline"]
 
