@@ -18,9 +18,9 @@ SMALLEST_SLOPE = 1e-3
 class RationalQuadraticSpline(MonotonicRQSTransform):
     """Monotonic rational-quadratic spline with the same map as that of zuko.
 
-    A softmax over fewer than 16 numbers side by side is not vectorised in torch and took a fifth
-    of a training step. So the sizes of the bins, widths and heights at once, are normalised
-    with the rows side by side.
+    A softmax over fewer numbers side by side than a vector register holds is not vectorised in
+    torch, and eight bins are few. So the sizes of the bins, widths and heights at once, are
+    normalised with the rows side by side.
 
     Parameters
     ----------

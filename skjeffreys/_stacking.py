@@ -110,8 +110,8 @@ def stack(
     """Set mixtures of the same members beside flows, weighed by the rows left out.
 
     A mixture of many components depends on where its fit started, and a mean of fits that
-    started elsewhere is better than any of them. So candidates that get some weight by the rows
-    of a few members are fitted several times to those of all.
+    started elsewhere is better than any of them. So candidates that get some weight beside each
+    other by the rows of a few members are fitted several times to those of all.
 
     Parameters
     ----------
