@@ -55,7 +55,7 @@ ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
 #: Optimiser steps for 200 rows; they grow with the root of the number of rows.
-STEPS = 400
+STEPS = 450
 #: Optimiser steps at most.
 MAXIMUM_STEPS = 4000
 #: Rows scored at once: memory is in proportion to it.

@@ -4,6 +4,7 @@ __all__ = ["BOUND", "RationalQuadraticSpline"]
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Transform
@@ -18,9 +19,8 @@ SMALLEST_SLOPE = 1e-3
 class RationalQuadraticSpline(MonotonicRQSTransform):
     """Monotonic rational-quadratic spline with the same map as that of zuko.
 
-    A softmax over fewer numbers side by side than a vector register holds is not vectorised in
-    torch, and eight bins are few. So the sizes of the bins, widths and heights at once, are
-    normalised with the rows side by side.
+    Here the knots are the first axis, not the last: operations on whole rows side by side are
+    vectorised, those on the few numbers of one spline are not. The formulas are those of zuko.
 
     Parameters
     ----------
@@ -36,12 +36,37 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
     def __init__(self, parameters: Tensor) -> None:
         Transform.__init__(self)
         n_bins = (parameters.shape[-1] + 1) // 3
-        sizes, slopes = parameters.split([2 * n_bins, n_bins - 1], dim=-1)
-        sizes = sizes.unflatten(-1, (2, n_bins)).movedim((-2, -1), (0, 1)).contiguous()
-        sizes = F.softmax(_bounded(sizes, -math.log(SMALLEST_SLOPE) / 2), dim=1)
-        ends = F.pad(sizes.cumsum(dim=1).movedim(1, -1), (1, 0))
-        self.horizontal, self.vertical = (BOUND * (2 * ends - 1)).unbind()
-        self.derivatives = F.pad(_bounded(slopes, -math.log(SMALLEST_SLOPE)), (1, 1)).exp()
+        sizes, slopes = parameters.movedim(-1, 0).contiguous().split([2 * n_bins, n_bins - 1])
+        sizes = _bounded(sizes.unflatten(0, (2, n_bins)), -math.log(SMALLEST_SLOPE) / 2)
+        ends = 2 * BOUND * F.softmax(sizes, dim=1).cumsum(dim=1) - BOUND
+        self.horizontal, self.vertical = (_pad_first(end, (1, 0), -BOUND) for end in ends)
+        slopes = _bounded(slopes, -math.log(SMALLEST_SLOPE)).exp()
+        self.derivatives = _pad_first(slopes, (1, 1), 1.0)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins."""
+        return len(self.horizontal) - 1
+
+    @staticmethod
+    def searchsorted(knots: Tensor, value: Tensor) -> Tensor:
+        """Count the knots below each value."""
+        return (knots < value).sum(dim=0)
+
+    def bin(self, k: Tensor) -> tuple[Tensor, ...]:
+        """Return whether there is a bin ``k``, its corners, the slopes there and between them."""
+        inside = (0 <= k) & (k < self.bins)
+        k = k % self.bins
+        ends = torch.stack([k, k + 1])
+        x0, x1 = self.horizontal.gather(0, ends)
+        y0, y1 = self.vertical.gather(0, ends)
+        d0, d1 = self.derivatives.gather(0, ends)
+        return inside, x0, x1, y0, y1, d0, d1, (y1 - y0) / (x1 - x0)
+
+
+def _pad_first(values: Tensor, sizes: tuple[int, int], value: float) -> Tensor:
+    """Pad the first axis."""
+    return F.pad(values, (*[0, 0] * (values.ndim - 1), *sizes), value=value)
 
 
 def _bounded(values: Tensor, bound: float) -> Tensor:

@@ -91,7 +91,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         5,000.
 
     max_iter : int or "auto", default="auto"
-        Optimiser steps (not epochs) at most. ``"auto"`` is 400 for 200 rows and grows with the
+        Optimiser steps (not epochs) at most. ``"auto"`` is 450 for 200 rows and grows with the
         root of their number, up to 4,000. More suit sharp structure, and take longer.
 
     early_stopping : bool, default=True

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -129,7 +130,8 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         difference = torch.log(p_y[k] / others) - tilt(y).detach()
         centred = difference - weights @ difference
         gradient_theta += lambda_1 * in_theta(-flow.log_prob(x)[k].mean())
-        gradient_theta += lambda_2 * in_theta((weights * centred) @ flow.log_prob(y)[k])
+        # What needs samples is in one step of two: there it counts twice.
+        gradient_theta += 2 * lambda_2 * in_theta((weights * centred) @ flow.log_prob(y)[k])
         for total, g2, g3, gz in zip(
             gradients_psi,
             in_psi(-(weights @ tilt(y))),
@@ -137,7 +139,7 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
             in_psi((z_weights * tilt(y)).mean()),
             strict=True,
         ):
-            total += lambda_2 * g2 + lambda_3 * g3 + (mu + DAMPING * (z - 1)) * gz
+            total += 2 * (lambda_2 * g2 + lambda_3 * g3 + (mu + DAMPING * (z - 1)) * gz)
         d1 = -flow.log_prob(x)[k].mean() - ENTROPY
         d3 = d1 - tilt(x[k]).mean()
         divergences += torch.stack([d1, weights @ difference, d3]).detach() / N_MEMBERS
@@ -154,7 +156,7 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - minimum))
     lambdas = lambdas.clamp(minimum, maximum)
 
-    trainer.step(x, seeded())
+    trainer.step(x, seeded(), 1)
     for stepped, written in (
         (trainer.flow, flow),
         (trainer.slow_flow, slow_flow),
@@ -165,13 +167,29 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     torch.testing.assert_close(trainer.multipliers.mu, mu + DUAL_STEP * (z - 1))
 
 
+def test_every_second_step_descends_the_forward_divergence_alone():
+    x, trainer = batch(), make_trainer()
+    without_proxy = make_trainer(
+        FixedMultipliers(trainer.multipliers.lambdas, CPU), with_proxy=False
+    )
+    without_proxy.flow.load_state_dict(trainer.flow.state_dict())
+    before = copy.deepcopy([trainer.proxy.tilt.state_dict(), vars(trainer.multipliers)])
+    terms = trainer.step(x, seeded(), 2)
+    assert terms[:1] == without_proxy.step(x, seeded(), 1)[:1]
+    assert all(term.isnan() for term in terms[1:])
+    torch.testing.assert_close(trainer.flow.state_dict(), without_proxy.flow.state_dict())
+    torch.testing.assert_close(
+        [trainer.proxy.tilt.state_dict(), vars(trainer.multipliers)], before, rtol=0, atol=0
+    )
+
+
 def test_the_likelihood_of_the_flow_alone_is_the_first_term():
     x = batch()
     alone = make_trainer(FixedMultipliers((1.0, 0.0, 0.0), CPU), with_proxy=False)
     with_proxy = make_trainer(FixedMultipliers((1.0, 0.0, 0.0), CPU))
     with_proxy.flow.load_state_dict(alone.flow.state_dict())
     for trainer in (alone, with_proxy):
-        trainer.step(x, seeded())
+        trainer.step(x, seeded(), 1)
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
@@ -199,12 +217,12 @@ def test_a_single_member_is_its_own_reference():
 
 def test_restoring_a_state_repeats_the_same_step():
     trainer, x = make_trainer(), batch()
-    trainer.step(x, seeded())
+    trainer.step(x, seeded(), 1)
     state = trainer.state()
-    first = trainer.step(x, seeded())
-    trainer.step(x, seeded())
+    first = trainer.step(x, seeded(), 3)
+    trainer.step(x, seeded(), 5)
     trainer.restore(state)
-    assert trainer.step(x, seeded()) == first
+    assert trainer.step(x, seeded(), 3) == first
 
 
 def test_gradients_are_clipped_for_each_member():
@@ -272,8 +290,8 @@ def broken_step(trainer, at):
     """Make the steps with the given numbers leave the finite numbers."""
     plain, count = trainer.step, iter(range(1, 10**6))
 
-    def step(x, generator):
-        terms = plain(x, generator)
+    def step(x, generator, iteration):
+        terms = plain(x, generator, iteration)
         if next(count) in at:
             with torch.no_grad():
                 next(trainer.flow.parameters()).fill_(float("nan"))
