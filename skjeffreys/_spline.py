@@ -55,7 +55,7 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
 
     def bin(self, k: Tensor) -> tuple[Tensor, ...]:
         """Return whether there is a bin ``k``, its corners, the slopes there and between them."""
-        inside = (0 <= k) & (k < self.bins)
+        inside = (k >= 0) & (k < self.bins)
         k = k % self.bins
         ends = torch.stack([k, k + 1])
         x0, x1 = self.horizontal.gather(0, ends)

@@ -79,8 +79,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         5,000.
 
     max_iter : int or "auto", default="auto"
-        Optimiser steps (not epochs) at most. ``"auto"`` is 450 for 200 rows and grows with
-        their number to the power of 2/3, up to 4,000. More suit sharp structure, and take longer.
+        Optimiser steps (not epochs) at most. ``"auto"`` is 450 for up to 200 rows
+        and grows with their number to the power of 2/3, up to 4,000. More suit sharp structure,
+        and take longer.
 
     early_stopping : bool, default=True
         Whether to stop when the log-likelihood of the rows that the members leave out no
