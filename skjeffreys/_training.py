@@ -17,7 +17,7 @@ from ._rows import Folds
 EVALUATION_INTERVAL = 25
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
-#: Steps from one with samples to the next. The others cost a third less.
+#: Steps from one with samples to the next; those between take less time.
 SAMPLING_INTERVAL = 2
 #: Samples of the ensemble in such a step, per data row of a member. Each serves all members.
 SAMPLES_PER_ROW = 1 / 3
@@ -69,9 +69,8 @@ class Trainer:
     def step(self, x: Tensor, generator: torch.Generator, iteration: int) -> Terms:
         """Descend the Lagrangian and, where there are samples, ascend its dual.
 
-        Every step descends the forward divergence. What needs samples is estimated in every
-        second step only, where it counts twice: for the time that this saves, more steps are
-        worth more.
+        Every step descends the forward divergence. The other terms, those of the proxy, are
+        estimated in every second step, for which samples are drawn, and count twice there.
 
         Parameters
         ----------
