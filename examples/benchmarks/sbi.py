@@ -100,7 +100,8 @@ def report(results):
     """Print the means over seeds, and in how many cells ours is ahead of the better peer."""
     cells = results.groupby(["task", "simulations", "method"]).mean(numeric_only=True)
     print(cells.drop(columns="seed").round(3).to_string())
-    for column, sign in (("c2st", -1), ("log_density", 1)):
+    compared = results["method"].nunique() == len(METHODS)
+    for column, sign in (("c2st", -1), ("log_density", 1)) if compared else ():
         table = sign * cells[column].unstack()
         ahead = table[OURS] > table.drop(columns=OURS).max(axis=1)
         print(f"Ahead of the better peer in {column}: {ahead.sum()} of {len(ahead)} cells.")
@@ -111,16 +112,18 @@ def report(results):
     inside = (cells.filter(like="coverage") - calibrated).abs() <= band
     print(f"Coverage of a calibrated posterior: {calibrated.round(3)} +- {band.round(3)}, within:")
     print(inside.groupby("method").sum().to_string())
-    seconds = cells["seconds"].unstack()
-    ratio = seconds[OURS] / seconds.drop(columns=OURS).max(axis=1)
-    print(f"Training time over that of the slower peer: {ratio.round(2).to_dict()}")
+    if compared:
+        seconds = cells["seconds"].unstack()
+        ratio = seconds[OURS] / seconds.drop(columns=OURS).max(axis=1)
+        print(f"Training time over that of the slower peer: {ratio.round(2).to_dict()}")
 
 
 def plot(results, data, output):
     """Draw the first two parameters given the first observation, beside the reference."""
     cells = results[["task", "simulations"]].drop_duplicates().itertuples(index=False, name=None)
     cells = sorted(cells)
-    columns = ["reference", *METHODS]
+    measured = set(results["method"])
+    columns = ["reference", *(method for method in METHODS if method in measured)]
     figure, axes = plt.subplots(
         len(cells), len(columns), figsize=(3 * len(columns), 3 * len(cells)), squeeze=False
     )
@@ -167,6 +170,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("sbi-benchmark"))
     parser.add_argument("--tasks", nargs="+", choices=BOUNDS, default=list(BOUNDS))
     parser.add_argument("--simulations", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--observations", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -177,14 +181,15 @@ def main():
         for seed in range(options.seeds)
         for n in options.simulations
         for task in options.tasks
-        for method in METHODS
+        for method in options.methods
     }
     output = options.output.resolve()
     arguments = (options.observations, output)
     results = run_missing(run, jobs, output / "sbi.csv", COLUMNS, 4, options.jobs, *arguments)
     report(results)
     plot(results, options.data, output)
-    plot_pairs(results, options.data, output)
+    if OURS in options.methods:
+        plot_pairs(results, options.data, output)
 
 
 if __name__ == "__main__":
