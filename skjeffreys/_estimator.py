@@ -55,7 +55,7 @@ ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
 #: Optimiser steps for 200 rows or fewer, and for many.
-MINIMUM_STEPS, MAXIMUM_STEPS = 450, 4000
+MINIMUM_STEPS, MAXIMUM_STEPS = 450, 8000
 #: The power of the number of rows that they grow with.
 STEPS_EXPONENT = 2 / 3
 #: Rows scored at once: memory is in proportion to it.
@@ -93,7 +93,7 @@ class JeffreysEstimator(BaseEstimator):
         "n_estimators": [Interval(Integral, 1, None, closed="left")],
         "weights": ["array-like"],
         "hidden_layer_sizes": ["array-like"],
-        "n_transforms": [Interval(Integral, 1, None, closed="left")],
+        "n_transforms": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "n_bins": [Interval(Integral, 2, None, closed="left")],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})],
@@ -117,7 +117,7 @@ class JeffreysEstimator(BaseEstimator):
         bounds=None,
         n_estimators=5,
         hidden_layer_sizes=(64, 64),
-        n_transforms=4,
+        n_transforms="auto",
         n_bins=8,
         learning_rate_init=0.01,
         batch_size="auto",
@@ -222,7 +222,7 @@ class JeffreysEstimator(BaseEstimator):
                 base,
                 regressions=fit_regressions(folds),
                 hidden_layer_sizes=hidden_layer_sizes,
-                n_transforms=self.n_transforms,
+                n_transforms=self._resolve_n_transforms(len(folds.rows.values)),
                 n_bins=self.n_bins,
             )
             models = nn.ModuleDict({"flow": flow})
@@ -314,6 +314,11 @@ class JeffreysEstimator(BaseEstimator):
         if not self.early_stopping:
             return None
         return EarlyStopping(self.n_iter_no_change, self.tol / folds.held_out.numel())
+
+    def _resolve_n_transforms(self, n_rows):
+        if self.n_transforms != "auto":
+            return self.n_transforms
+        return 4 if n_rows < 5_000 else 8
 
     def _resolve_max_iter(self, n_rows):
         if self.max_iter != "auto":

@@ -13,8 +13,11 @@ from tqdm.auto import trange
 from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
 from ._rows import Folds
 
-#: Optimiser steps between two evaluations; each evaluation is a row of the history.
+#: Optimiser steps between two evaluations, at least; each evaluation is a row of the history.
 EVALUATION_INTERVAL = 25
+#: Evaluations at most. A long training learns little in a few steps: without an improvement for
+#: as few, it would be stopped while its learning rate is large, and never see it fall.
+MAXIMUM_EVALUATIONS = 100
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
 #: Steps from one with samples to the next; those between take less time.
@@ -288,13 +291,14 @@ def train(
     FloatingPointError
         If training leaves the finite numbers more than 5 times, or at every evaluation.
     """
+    interval = max(EVALUATION_INTERVAL, math.ceil(max_iter / MAXIMUM_EVALUATIONS))
     recovery = Recovery(trainer)
     history, recent = [], []
     trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
     for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
         trainer.schedule(iteration, max_iter)
         recent.append(trainer.step(folds.draw(batch_size, generator), generator, iteration))
-        if iteration % EVALUATION_INTERVAL != 0 and iteration != max_iter:
+        if iteration % interval != 0 and iteration != max_iter:
             continue
         if recovery.check(trainer):
             scores = trainer.held_out_log_likelihoods(folds)

@@ -64,8 +64,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     hidden_layer_sizes : tuple of int, default=(64, 64)
         Hidden layers of every network: one in each coupling of the flow, one in the proxy.
 
-    n_transforms : int, default=4
-        Coupling transforms of the flow.
+    n_transforms : int or "auto", default="auto"
+        Coupling transforms of the flow. ``"auto"`` is 4, and 8 from 5,000 rows.
 
     n_bins : int, default=8
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
@@ -80,7 +80,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
 
     max_iter : int or "auto", default="auto"
         Optimiser steps (not epochs) at most. ``"auto"`` is 450 for up to 200 rows
-        and grows with their number to the power of 2/3, up to 4,000. More suit sharp structure,
+        and grows with their number to the power of 2/3, up to 8,000. More suit sharp structure,
         and take longer.
 
     early_stopping : bool, default=True
@@ -93,8 +93,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
 
     n_iter_no_change : int, default=3
-        Evaluations (one every 25 steps) without an improvement of more than ``tol`` after
-        which early stopping ends training.
+        Evaluations without an improvement of more than ``tol`` after which early stopping ends
+        training. There is one every 25 steps; every hundredth part of ``max_iter`` where that is
+        more.
 
     tol : float, default=2.0
         Smallest improvement that counts, in nats, of the log-likelihood of all rows that the

@@ -4,6 +4,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from flows_alone import FlowDensity
 from known_densities import eight_gaussians
 from scipy.stats import ks_2samp, kstest
 from sklearn.base import clone
@@ -203,6 +204,15 @@ def test_steps_grow_with_the_rows(n, steps):
     X = np.random.RandomState(0).standard_normal((n, 2))
     options = {"n_estimators": 2, "early_stopping": False, "random_state": 0}
     assert JeffreysDensity(**options).fit(X).n_iter_ == steps
+
+
+@pytest.mark.parametrize(
+    ("n", "n_transforms", "expected"), [(4999, "auto", 4), (5000, "auto", 8), (5000, 3, 3)]
+)
+def test_many_rows_get_more_transforms(n, n_transforms, expected):
+    X = np.random.RandomState(0).standard_normal((n, 2))
+    density = FlowDensity(n_transforms=n_transforms, max_iter=1, objective="likelihood").fit(X)
+    assert len(density._models["flow"].masks) == expected
 
 
 def test_a_row_far_away_costs_little():

@@ -247,6 +247,11 @@ def test_early_stopping_ends_training():
     assert history["iteration"].tolist() == [25, 50, 75]
 
 
+def test_long_training_is_evaluated_more_rarely(monkeypatch):
+    monkeypatch.setattr("skjeffreys._training.MAXIMUM_EVALUATIONS", 3)
+    assert run(make_trainer(), max_iter=100)["iteration"].tolist() == [34, 68, 100]
+
+
 def test_history_has_a_row_per_evaluation():
     trainer = make_trainer()
     history = run(trainer, max_iter=60)
