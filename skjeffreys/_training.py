@@ -4,22 +4,25 @@ __all__ = ["EarlyStopping", "Recovery", "Trainer", "train"]
 
 import copy
 import math
+from itertools import count
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 
 from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
 from ._rows import Folds
 
 #: Optimiser steps between two evaluations, at least; each evaluation is a row of the history.
 EVALUATION_INTERVAL = 25
-#: Evaluations at most. A long training learns little in a few steps: without an improvement for
-#: as few, it would be stopped while its learning rate is large, and never see it fall.
+#: Evaluations at most. A long training learns little in a few steps, by which its patience would
+#: be measured.
 MAXIMUM_EVALUATIONS = 100
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
+#: What a plateau divides the remaining steps by, and thereby the learning rate.
+PLATEAU_DIVISOR = 4
 #: Steps from one with samples to the next; those between take less time.
 SAMPLING_INTERVAL = 2
 #: Samples of the ensemble in such a step, per data row of a member. Each serves all members.
@@ -170,12 +173,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.multipliers).update(state["multipliers"])
 
-    def schedule(self, iteration: int, last_iteration: int) -> None:
-        """Set the learning rate: up in 30 steps, and down to zero at the end."""
+    def schedule(self, iteration: int, remaining: float) -> None:
+        """Set the learning rate: up in 30 steps, and in proportion to the fraction remaining."""
         rising = iteration / WARM_UP
-        falling = (last_iteration + 1 - iteration) / last_iteration
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(rising, falling)
+            group["lr"] = self.learning_rate * min(rising, remaining)
 
 
 def _clip_each_row(gradient: Tensor) -> None:
@@ -185,12 +187,16 @@ def _clip_each_row(gradient: Tensor) -> None:
 
 
 class EarlyStopping:
-    """Remembers the best weights of each member and says when to stop.
+    """Remembers the best weights of each member, and shortens training on a plateau.
+
+    A plateau need not be the end: often the learning rate is too large to go further down. So
+    the first plateau leaves a quarter of the remaining steps, with learning rates as at the end
+    of the schedule, and so does each that follows an improvement. The others end training.
 
     Parameters
     ----------
     patience : int
-        Evaluations without an improvement of more than ``tolerance`` after which to stop.
+        Evaluations without an improvement of more than ``tolerance`` that make a plateau.
     tolerance : float
         In nats, of the mean over the members of their best held-out log-likelihoods.
     """
@@ -201,6 +207,7 @@ class EarlyStopping:
         self.best_scores = None
         self.best_weights = None
         self.evaluations_without_change = 0
+        self.last_plateau = -math.inf
 
     def update(self, scores: Tensor, weights: Tensor) -> None:
         """Take note of an evaluation.
@@ -221,10 +228,14 @@ class EarlyStopping:
         improved = self.best_scores.mean() > before + self.tolerance
         self.evaluations_without_change = 0 if improved else self.evaluations_without_change + 1
 
-    @property
-    def should_stop(self) -> bool:
-        """Whether the patience is used up."""
-        return self.evaluations_without_change >= self.patience
+    def shorten(self, remaining: int) -> int:
+        """Return how many of the remaining steps to take: fewer on a plateau, or none."""
+        if self.evaluations_without_change < self.patience:
+            return remaining
+        self.evaluations_without_change = 0
+        before, self.last_plateau = self.last_plateau, float(self.best_scores.mean())
+        improved = self.last_plateau > before + self.tolerance
+        return remaining // PLATEAU_DIVISOR if improved else 0
 
 
 class Recovery:
@@ -271,7 +282,7 @@ def train(
     generator: torch.Generator,
     verbose: bool,
 ) -> pd.DataFrame:
-    """Train for ``max_iter`` steps, or until ``early_stopping`` says so.
+    """Train for ``max_iter`` steps, or fewer as ``early_stopping`` says.
 
     The slow flow ends with its last weights or, with early stopping, with those of each member
     that have the best held-out log-likelihood.
@@ -295,10 +306,12 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
-    for iteration in trange(1, max_iter + 1, disable=not verbose, unit="step"):
-        trainer.schedule(iteration, max_iter)
+    remaining = max_iter
+    for iteration in tqdm(count(1), total=max_iter, disable=not verbose, unit="step"):
+        trainer.schedule(iteration, remaining / max_iter)
         recent.append(trainer.step(folds.draw(batch_size, generator), generator, iteration))
-        if iteration % interval != 0 and iteration != max_iter:
+        remaining -= 1
+        if iteration % interval != 0 and remaining > 0:
             continue
         if recovery.check(trainer):
             scores = trainer.held_out_log_likelihoods(folds)
@@ -306,8 +319,9 @@ def train(
             trainer.lower_entropy(float(scores.mean()))
             if early_stopping is not None:
                 early_stopping.update(scores, trainer.slow_flow.weights)
+                remaining = early_stopping.shorten(remaining)
         recent = []
-        if early_stopping is not None and early_stopping.should_stop:
+        if remaining == 0:
             break
     if not history:
         raise _left_finite_numbers(recovery.recoveries)

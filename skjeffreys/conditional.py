@@ -96,18 +96,19 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         and take longer.
 
     early_stopping : bool, default=True
-        Whether to stop when the log-likelihood of the rows that the members leave out no
-        longer improves, and to keep the best iterate of each member. Otherwise training goes on
-        for ``max_iter`` steps and the last iterate is kept.
+        Whether to shorten training when the log-likelihood of the rows that the members leave
+        out no longer improves, and to keep the best iterate of each member. Otherwise training
+        goes on for ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
         most. With ``n_estimators * validation_fraction`` up to 1, no row is left out twice.
 
     n_iter_no_change : int, default=3
-        Evaluations without an improvement of more than ``tol`` after which early stopping ends
-        training. There is one every 25 steps; every hundredth part of ``max_iter`` where that is
-        more.
+        Evaluations without an improvement of more than ``tol`` after which early stopping
+        leaves a quarter of the remaining steps, at a quarter of the learning rate; if there was
+        no improvement since it last did, it ends training. There is an evaluation every 25
+        steps; every hundredth part of ``max_iter`` where that is more.
 
     tol : float, default=2.0
         Smallest improvement that counts, in nats, of the log-likelihood of all rows that the

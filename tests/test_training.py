@@ -67,7 +67,7 @@ def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
         setattr(multipliers, name, value.double())
     trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)
     trainer.entropy = ENTROPY
-    trainer.schedule(WARM_UP, 10_000)
+    trainer.schedule(WARM_UP, 1.0)
     return trainer
 
 
@@ -234,17 +234,49 @@ def test_gradients_are_clipped_for_each_member():
 def test_learning_rate_rises_and_falls():
     trainer, rates = make_trainer(learning_rate=0.5), []
     for iteration in range(1, 1001):
-        trainer.schedule(iteration, 1000)
+        trainer.schedule(iteration, (1001 - iteration) / 1000)
         rates += {group["lr"] for group in trainer.optimizer.param_groups}
     assert len(rates) == 1000
     np.testing.assert_allclose(rates[:20], 0.5 * np.arange(1, 21) / WARM_UP)
     np.testing.assert_allclose(rates[WARM_UP:], 0.5 * np.arange(1000 - WARM_UP, 0, -1) / 1000)
 
 
-def test_early_stopping_ends_training():
-    history = run(make_trainer(), EarlyStopping(2, 1e6), max_iter=1000)
+def recorded_rates(trainer):
+    """Return a list to which each step will append its learning rate."""
+    plain, rates = trainer.step, []
+
+    def step(x, generator, iteration):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return plain(x, generator, iteration)
+
+    trainer.step = step
+    return rates
+
+
+def test_a_plateau_lowers_the_learning_rate_and_a_second_one_ends_training():
+    trainer = make_trainer(learning_rate=0.5)
+    rates = recorded_rates(trainer)
+    history = run(trainer, EarlyStopping(2, 1e6), max_iter=1000)
     # Nothing improves by a million nats after the first evaluation.
-    assert history["iteration"].tolist() == [25, 50, 75]
+    assert history["iteration"].tolist() == [25, 50, 75, 100, 125]
+    np.testing.assert_allclose(rates[WARM_UP:75], 0.5 * np.arange(1000 - WARM_UP, 925, -1) / 1000)
+    np.testing.assert_allclose(rates[75:], 0.5 * np.arange(925 // 4, 925 // 4 - 50, -1) / 1000)
+
+
+def test_training_ends_where_the_shortened_schedule_does():
+    trainer = make_trainer(learning_rate=0.5)
+    rates = recorded_rates(trainer)
+    history = run(trainer, EarlyStopping(2, 1e6), max_iter=125)
+    assert history["iteration"].tolist() == [25, 50, 75, 75 + 50 // 4]
+    assert rates[-1] == 0.5 / 125
+
+
+def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it():
+    early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
+    for score in [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]:
+        early_stopping.update(torch.tensor([score]), torch.zeros(1, 1))
+        shortened.append(early_stopping.shorten(100))
+    assert shortened == [100, 100, 25, 100, 100, 25, 100, 0]
 
 
 def test_long_training_is_evaluated_more_rarely(monkeypatch):
@@ -270,14 +302,14 @@ def test_entropy_only_falls():
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
-def test_early_stopping_keeps_the_best_of_each_member_and_runs_out_of_patience():
+def test_early_stopping_keeps_the_best_of_each_member_and_ignores_small_improvements():
     early_stopping = EarlyStopping(patience=2, tolerance=0.1)
     scores = [[0.0, 0.0], [1.0, -1.0], [1.05, -1.0], [0.5, 0.05]]
-    stops = []
+    plateaus = []
     for i, score in enumerate(scores):
         early_stopping.update(torch.tensor(score), torch.full((2, 3), float(i)))
-        stops.append(early_stopping.should_stop)
-    assert stops == [False, False, False, True]
+        plateaus.append(early_stopping.shorten(100) < 100)
+    assert plateaus == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.
     assert early_stopping.best_weights[:, 0].tolist() == [2.0, 3.0]
 

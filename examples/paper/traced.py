@@ -11,12 +11,10 @@ from skjeffreys._problem import DATA_MULTIPLIERS, AdaptiveMultipliers
 
 
 class Trace:
-    """Keeps the models at every evaluation and never stops training.
+    """Keeps the models at every evaluation and takes every step.
 
     It takes the place of early stopping in the training loop.
     """
-
-    should_stop = False
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -28,6 +26,10 @@ class Trace:
         if self.trainer.proxy is not None:
             models["tilt"] = self.trainer.proxy.tilt.state_dict()
         self.states.append(copy.deepcopy(models))
+
+    def shorten(self, remaining):
+        """All of them."""
+        return remaining
 
     @property
     def best_weights(self):
