@@ -16,8 +16,7 @@ from ._rows import Folds
 
 #: Optimiser steps between two evaluations, at least; each evaluation is a row of the history.
 EVALUATION_INTERVAL = 25
-#: Evaluations at most. A long training learns little in a few steps, by which its patience would
-#: be measured.
+#: Evaluations at most. In a few steps of a long training, noise hides what is learned.
 MAXIMUM_EVALUATIONS = 100
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
@@ -173,11 +172,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.multipliers).update(state["multipliers"])
 
-    def schedule(self, iteration: int, remaining: float) -> None:
-        """Set the learning rate: up in 30 steps, and in proportion to the fraction remaining."""
+    def schedule(self, iteration: int, fraction_left: float) -> None:
+        """Set the learning rate: up in 30 steps, and in proportion to the steps that are left."""
         rising = iteration / WARM_UP
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * min(rising, remaining)
+            group["lr"] = self.learning_rate * min(rising, fraction_left)
 
 
 def _clip_each_row(gradient: Tensor) -> None:

@@ -28,7 +28,7 @@ class Trace:
         self.states.append(copy.deepcopy(models))
 
     def shorten(self, remaining):
-        """All of them."""
+        """Return all of the remaining steps."""
         return remaining
 
     @property
