@@ -43,6 +43,11 @@ DATA_MULTIPLIERS = (0.1, 10.0)
 #: members know matters where rows are few; a reverse divergence that stays large says that the
 #: proxy is far from the flow, not that it is the better of the two, and must not take over.
 REVERSE_ROWS = 200
+#: Nats by which the log-likelihood of all rows left out is behind its best for this bound to grow
+#: by a factor of e: flows that overfit learn more from the other members than from their rows.
+OVERFITTING_SCALE = 60.0
+#: Largest factor by which it grows.
+MAXIMUM_GROWTH = 10.0
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
 MAXIMUM_DIFFERENCE = 0.5
@@ -173,6 +178,9 @@ class FixedMultipliers:
     def ascend(self, terms: Terms) -> None:
         """Do nothing."""
 
+    def heed_overfitting(self, loss: float) -> None:
+        """Do nothing."""
+
 
 class AdaptiveMultipliers(FixedMultipliers):
     r"""Multipliers that ascend the dual of the relaxed problem.
@@ -201,6 +209,7 @@ class AdaptiveMultipliers(FixedMultipliers):
     ) -> None:
         self.minimum = torch.as_tensor(smallest, dtype=torch.float32, device=device)
         self.maximum = torch.as_tensor(largest, dtype=torch.float32, device=device)
+        self.growth = torch.ones_like(self.maximum)
         super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property
@@ -219,5 +228,17 @@ class AdaptiveMultipliers(FixedMultipliers):
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""
         violation = torch.stack(terms[:3]) - self.levels
-        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, self.maximum)
+        largest = self.growth * self.maximum
+        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, largest)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)
+
+    def heed_overfitting(self, loss: float) -> None:
+        """Let the reverse multiplier grow beyond its largest value where the flows overfit.
+
+        Parameters
+        ----------
+        loss : float
+            How far the log-likelihood of the rows left out, their sum, is behind its best, in
+            nats.
+        """
+        self.growth[1] = math.exp(min(loss / OVERFITTING_SCALE, math.log(MAXIMUM_GROWTH)))

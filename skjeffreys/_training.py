@@ -53,7 +53,7 @@ class Trainer:
     Attributes
     ----------
     entropy : float
-        Of the data, in nats: infinite until :meth:`lower_entropy`.
+        Of the data, in nats: infinite until :meth:`heed_held_out`.
     """
 
     def __init__(
@@ -126,15 +126,25 @@ class Trainer:
         loss = loss - (SAMPLING_INTERVAL - 1) * in_other_steps
         return loss, evaluate_terms(log_densities, self.entropy)
 
-    def lower_entropy(self, held_out_log_likelihood: float) -> None:
-        """Lower the entropy of the data where held-out rows show that it is smaller.
+    def heed_held_out(self, log_likelihood: float, n_rows: int) -> None:
+        """Lower the entropy of the data, or heed overfitting, as held-out rows show.
 
         The entropy is at most the negative log-likelihood that any model reaches on rows it
         has not seen. An allowance below the best so far leaves the flow room to improve; where
-        it goes further on its training rows, it overfits and its multiplier falls.
+        it goes further on its training rows, it overfits and its multiplier falls. How far the
+        held-out rows are behind their best says how much it does.
+
+        Parameters
+        ----------
+        log_likelihood : float
+            Mean over the rows that the members leave out.
+        n_rows : int
+            Their number.
         """
         allowance = ENTROPY_ALLOWANCE * self.flow.base.n_features
-        self.entropy = min(self.entropy, -held_out_log_likelihood - allowance)
+        self.entropy = min(self.entropy, -log_likelihood - allowance)
+        best = -self.entropy - allowance
+        self.multipliers.heed_overfitting(n_rows * (best - log_likelihood))
 
     @torch.no_grad()
     def held_out_log_likelihoods(self, folds: Folds) -> Tensor:
@@ -304,7 +314,8 @@ def train(
     interval = max(EVALUATION_INTERVAL, math.ceil(max_iter / MAXIMUM_EVALUATIONS))
     recovery = Recovery(trainer)
     history, recent = [], []
-    trainer.lower_entropy(float(trainer.held_out_log_likelihoods(folds).mean()))
+    n_held_out = folds.held_out.numel()
+    trainer.heed_held_out(float(trainer.held_out_log_likelihoods(folds).mean()), n_held_out)
     remaining = max_iter
     for iteration in tqdm(count(1), total=max_iter, disable=not verbose, unit="step"):
         trainer.schedule(iteration, remaining / max_iter)
@@ -315,7 +326,7 @@ def train(
         if recovery.check(trainer):
             scores = trainer.held_out_log_likelihoods(folds)
             history.append(_evaluation(iteration, recent, trainer, float(scores.mean())))
-            trainer.lower_entropy(float(scores.mean()))
+            trainer.heed_held_out(float(scores.mean()), n_held_out)
             if early_stopping is not None:
                 early_stopping.update(scores, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)

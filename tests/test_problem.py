@@ -1,3 +1,6 @@
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ from skjeffreys import JeffreysDensity
 from skjeffreys._problem import (
     DATA_MULTIPLIERS,
     DUAL_STEP,
+    MAXIMUM_GROWTH,
     AdaptiveMultipliers,
     FixedMultipliers,
     LogDensities,
@@ -182,9 +186,23 @@ def test_the_reverse_divergence_counts_for_a_number_of_rows(n_rows, share):
     assert reverse / forward == pytest.approx(share)
 
 
+@pytest.mark.parametrize("largest", [slopes_of_price(1000)[1], [torch.inf] * 3])
+def test_overfitting_lets_the_reverse_multiplier_grow_and_no_other(largest):
+    plain = AdaptiveMultipliers(slopes_of_price(1000)[0], largest, CPU)
+    overfitting = copy.deepcopy(plain)
+    overfitting.heed_overfitting(1e6)
+    for _ in range(1000):
+        for multipliers in (plain, overfitting):
+            multipliers.ascend(terms(50.0, 7.0, 50.0, 1.0))
+    factor = 1.0 if math.isinf(largest[1]) else MAXIMUM_GROWTH
+    expected = plain.lambdas * torch.tensor([1.0, factor, 1.0])
+    torch.testing.assert_close(overfitting.lambdas, expected)
+
+
 def test_fixed_multipliers_stay():
     multipliers = FixedMultipliers((1.0, 2.0, 3.0), CPU)
     multipliers.ascend(terms(5.0, 5.0, 5.0, 5.0))
+    multipliers.heed_overfitting(1e6)
     assert multipliers.damped_mu(torch.tensor(9.0)) == 5
     assert multipliers.lambdas.tolist() == [1, 2, 3]
     assert multipliers.mu == 5

@@ -19,6 +19,8 @@ from skjeffreys._problem import (
     DAMPING,
     DATA_MULTIPLIERS,
     DUAL_STEP,
+    MAXIMUM_GROWTH,
+    OVERFITTING_SCALE,
     REVERSE_ROWS,
     AdaptiveMultipliers,
     FixedMultipliers,
@@ -296,10 +298,20 @@ def test_history_has_a_row_per_evaluation():
 
 def test_entropy_only_falls():
     trainer = make_trainer()
-    trainer.lower_entropy(-2.0)
+    trainer.heed_held_out(-2.0, 10)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
-    trainer.lower_entropy(-3.0)
+    trainer.heed_held_out(-3.0, 10)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
+
+
+def test_the_reverse_divergence_gains_as_held_out_rows_get_worse_and_loses_as_they_recover():
+    trainer, growth = make_trainer(), []
+    for log_likelihood in (-3.0, -2.0, -2.5, -3.0, -2.0, -1.0, -1e9):
+        trainer.heed_held_out(log_likelihood, 30)
+        growth.append(float(trainer.multipliers.growth[1]))
+    per_nat = math.exp(30 / OVERFITTING_SCALE)
+    expected = [1, 1, per_nat**0.5, per_nat, 1, 1, MAXIMUM_GROWTH]
+    np.testing.assert_allclose(growth, expected)
 
 
 def test_early_stopping_keeps_the_best_of_each_member_and_ignores_small_improvements():
