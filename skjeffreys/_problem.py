@@ -193,7 +193,8 @@ class AdaptiveMultipliers(FixedMultipliers):
         \mu \leftarrow \mu + \eta (Z_\psi - 1) .
 
     A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`, or at its
-    largest value. Divergences are in nats and do not depend on the units of the data; neither
+    largest value, which for the reverse divergence grows where the flows overfit.
+    Divergences are in nats and do not depend on the units of the data; neither
     do the multipliers.
 
     Parameters
