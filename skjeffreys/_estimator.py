@@ -103,6 +103,7 @@ class JeffreysEstimator(BaseEstimator):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
+        "n_jobs": [Integral, None],
         "device": [str],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
@@ -127,6 +128,7 @@ class JeffreysEstimator(BaseEstimator):
         n_iter_no_change=3,
         tol=2.0,
         warm_start=False,
+        n_jobs=None,
         device="auto",
         verbose=False,
         random_state=None,
@@ -147,6 +149,7 @@ class JeffreysEstimator(BaseEstimator):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.warm_start = warm_start
+        self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
@@ -188,7 +191,9 @@ class JeffreysEstimator(BaseEstimator):
             trainer, history = self._train(models, folds, training_seed)
             flow = models.cpu().double()["flow"]
             candidates = self._mixture_candidates(folds, flow.preprocessing)
-            models["density"] = stack(flow, candidates, folds, self._tailed, models_seed)
+            models["density"] = stack(
+                flow, candidates, folds, self._tailed, models_seed, self.n_jobs
+            )
             self._fitted_architecture = self._architecture()
             self._models = models.requires_grad_(False)
             self.flow_weight_ = float(models["density"].weights[0])

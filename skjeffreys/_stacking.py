@@ -3,12 +3,12 @@
 __all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights"]
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from itertools import compress
+from itertools import compress, product
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -105,7 +105,12 @@ class Candidate(NamedTuple):
 
 @torch.no_grad()
 def stack(
-    flow: Flows, candidates: Sequence[Candidate], folds: Folds, tailed: np.ndarray, seed: int
+    flow: Flows,
+    candidates: Sequence[Candidate],
+    folds: Folds,
+    tailed: np.ndarray,
+    seed: int,
+    n_jobs: int | None = None,
 ) -> StackedDensity:
     """Set mixtures of the same members beside flows, weighed by the rows left out.
 
@@ -124,23 +129,30 @@ def stack(
         Columns in which the mixtures get heavy tails.
     seed : int
         Of the fits.
+    n_jobs : int or None
+        Fits at a time, each in a process of its own; None and -1 as in joblib.
     """
     training = {each: training_rows(folds, each) for each, _ in candidates}
     held_out = folds.rows.values[folds.held_out].double()
     row_weights = folds.rows.weights[folds.held_out]
     log_p = flow.log_prob(held_out)
 
-    @cache  # Useful candidates come twice.
-    def fit(preprocessing, kind, member, seed):
-        return fit_mixture(training[preprocessing][member], kind, seed)
+    fitted = {}  # Useful candidates come twice.
 
     def fit_all(candidates, n_members, seeds):
-        # In one thread a mixture is the same whatever the number of threads.
-        with threadpool_limits(1):
-            return [
-                [mean([fit(*each, member, seed) for seed in seeds]) for member in range(n_members)]
-                for each in candidates
-            ]
+        jobs = list(product(candidates, range(n_members), seeds))
+        missing = [job for job in jobs if job not in fitted]
+        # In one thread a mixture is the same whatever the number of threads and of processes.
+        with threadpool_limits(1), parallel_config("loky", inner_max_num_threads=1):
+            mixtures = Parallel(n_jobs)(
+                delayed(fit_mixture)(training[preprocessing][member], kind, seed)
+                for (preprocessing, kind), member, seed in missing
+            )
+        fitted.update(zip(missing, mixtures, strict=True))
+        return [
+            [mean([fitted[each, member, seed] for seed in seeds]) for member in range(n_members)]
+            for each in candidates
+        ]
 
     def evaluate(candidates, mixtures, n_members):
         return [

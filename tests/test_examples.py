@@ -2,7 +2,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_iris
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,3 +41,19 @@ def test_studies_of_the_paper(tmp_path, study):
     subprocess.run(command, capture_output=True, check=True)
     assert len((tmp_path / f"{study}.csv").read_text().splitlines()) > 3
     assert (tmp_path / f"{study}.png").stat().st_size > 10_000
+
+
+def test_benchmark_compares_and_resumes(tmp_path):
+    np.savez(tmp_path / "iris.npz", X=load_iris().data[:, :2])
+    output = tmp_path / "output"
+    command = [sys.executable, EXAMPLES / "benchmarks" / "density.py", "--data", tmp_path]
+    command += ["--output", output, "--n-train", "40", "--splits", "2", "--methods"]
+    command += ["Gaussian", "JeffreysDensity", "likelihood"]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)
+    )
+    for text in ("Ahead of best peer in", "Ahead of likelihood in", "a single flow", "Normaliser"):
+        assert text in first.stdout
+    assert first.stdout == second.stdout
+    assert len((output / "density.csv").read_text().splitlines()) == 1 + 2 * 3
+    assert (output / "density.png").stat().st_size > 10_000

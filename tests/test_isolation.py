@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from skjeffreys import JeffreysConditionalDensity, JeffreysDensity
 
@@ -19,6 +20,7 @@ def global_state():
         "numpy random state": [np.array(part).tolist() for part in np.random.get_state()[1:]],
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "pools of threads": [pool["num_threads"] for pool in threadpool_info()],
         "validation": torch.distributions.Distribution._validate_args,
         "gradients": torch.is_grad_enabled(),
     }
@@ -57,6 +59,14 @@ def test_same_seed_same_fit_other_seed_another(moons):
     assert first.history_.equals(again.history_)
     np.testing.assert_array_equal(first.sample(5), again.sample(5))
     assert not np.allclose(first.score_samples(moons), other.score_samples(moons))
+
+
+def test_fits_in_one_process_and_in_two_are_the_same(moons):
+    one, two = (
+        JeffreysDensity(**SHORT, n_jobs=n_jobs, random_state=0).fit(moons) for n_jobs in (None, 2)
+    )
+    assert one.flow_weight_ < 0.99  # There are mixtures.
+    np.testing.assert_array_equal(one.score_samples(moons), two.score_samples(moons))
 
 
 def test_no_seed_differs_from_fit_to_fit(moons):

@@ -34,6 +34,8 @@ METHODS = {
     ),
     **PEERS,
 }
+#: From likelihood to the Jeffreys objective, all else equal.
+OBJECTIVES = {"likelihood": OURS, "likelihood, last": f"{OURS}, last"}
 COLUMNS = ["set", "n_train", "split", "method", "rows", "columns", "seconds", "score"]
 COLUMNS += ["normalizer", "normalizer_std_error", "normalizer_ess"]
 #: Log-densities of parts of JeffreysDensity, from its models and rows of coordinates.
@@ -104,10 +106,9 @@ def summarize(results, output):
     seconds = results.pivot_table("seconds", split, "method").loc[scores.index]
     seconds = seconds.groupby(["set", "n_train"]).mean()
     cells = scores.groupby(["set", "n_train"]).mean()
-    comparisons = {"best peer": OURS, "likelihood": OURS, "likelihood, last": f"{OURS}, last"}
     peers = [name for name in PEERS if name in cells]
     summary = cells.copy()
-    for other, method in comparisons.items():
+    for other, method in {"best peer": OURS, **OBJECTIVES}.items():
         if method not in cells or not (peers if other == "best peer" else other in cells):
             continue
         for cell in cells.index:
@@ -140,12 +141,12 @@ def report(summary):
         )
 
 
-def report_parts(results):
+def report_parts(results, method, other):
     """Print what the Jeffreys objective adds to a flow, to their mean, and beside mixtures."""
-    print("Ahead of likelihood; standard errors over the splits, so that the luck of a fit counts:")
+    print(f"Ahead of {other}; standard errors over the splits, so that the luck of a fit counts:")
     for part in [*PARTS, "score"]:
         scores = results.pivot(index=["set", "n_train", "split"], columns="method", values=part)
-        lead = (scores[OURS] - scores["likelihood"]).groupby(["set", "n_train"])
+        lead = (scores[method] - scores[other]).groupby(["set", "n_train"])
         mean, error = lead.mean(), lead.sem()
         for n_train, cells in mean.groupby("n_train"):
             errors = error[cells.index]
@@ -212,10 +213,11 @@ def main():
     results = run_missing(run, jobs, file, COLUMNS, 4, options.jobs, options.output)
     summary = summarize(results, options.output)
     report(summary)
+    for other, method in OBJECTIVES.items():
+        if {method, other} <= set(options.methods):
+            report_parts(results, method, other)
     if OURS in options.methods:
         report_normalizer(results)
-        if "likelihood" in options.methods:
-            report_parts(results)
         plot(summary, options.output / "density.png")
 
 
