@@ -150,11 +150,12 @@ def report_parts(results, method, other):
         mean, error = lead.mean(), lead.sem()
         for n_train, cells in mean.groupby("n_train"):
             errors = error[cells.index]
-            print(
-                f"  {part}, {n_train} rows: {(cells > 0).sum()} of {len(cells)}, by "
-                f"{cells.mean():.3f} nats; by more than two standard errors in "
-                f"{(cells > 2 * errors).sum()}, behind so in {(cells < -2 * errors).sum()}"
-            )
+            line = f"  {part}, {n_train} rows: {(cells > 0).sum()} of {len(cells)}, by "
+            line += f"{cells.mean():.3f} nats"
+            if errors.notna().all():  # A single split has none.
+                line += f"; by more than two standard errors in {(cells > 2 * errors).sum()}, "
+                line += f"behind so in {(cells < -2 * errors).sum()}"
+            print(line)
 
 
 def report_normalizer(results):
