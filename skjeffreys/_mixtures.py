@@ -40,6 +40,8 @@ COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("tied", 1e-4)]
 BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
+#: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
+MAXIMUM_COVARIANCES = 2e5
 #: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
 TOLERANCE = 2e-2
 #: Rows that a mixture is fitted on, at most.
@@ -165,7 +167,8 @@ class GaussianMixtures(nn.Module):
         """Log-density of each mixture at its rows, (n_members, n, q + d) to (n_members, n)."""
         z = z[..., -self.n_features :].expand(self.n_members, -1, -1)
         log_p = []
-        for rows in z.split(max(1, BLOCK_SIZE // self.weights.numel()), dim=1):
+        widest = max(self.coefficients.shape[1:])  # Monomials or components.
+        for rows in z.split(self._block_rows(widest), dim=1):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
             components = torch.baddbmm(self.constants, monomials, self.coefficients)
             log_p.append(torch.logsumexp(components, dim=-1))
@@ -209,15 +212,24 @@ class GaussianMixtures(nn.Module):
     def _colour(self, noise: Tensor, component: Tensor) -> Tensor:
         """From standard normal rows to those of the component of each, (n_members, n, d)."""
         member = torch.arange(self.n_members, device=noise.device)[:, None]
-        rows = noise[..., None, :] @ self.inverse_factors[member, component]
-        return rows.squeeze(-2) + self.means[member, component]
+        size = self._block_rows(self.n_features**2)
+        rows = [
+            (some[..., None, :] @ self.inverse_factors[member, of]).squeeze(-2)
+            for some, of in zip(noise.split(size, dim=1), component.split(size, dim=1), strict=True)
+        ]
+        return torch.cat(rows, dim=1) + self.means[member, component]
+
+    def _block_rows(self, numbers: int) -> int:
+        """How many rows of each member to compute at once, with so many numbers for each."""
+        return max(1, BLOCK_SIZE // (self.n_members * numbers))
 
 
 def affordable_kinds(
     n_rows: int, n_features: int, covariances: Sequence[tuple[str, float]]
 ) -> list[Kind]:
     """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
-    largest = min(n_rows // 2, MAXIMUM_PRODUCTS // (n_rows * n_features**2))
+    affordable = min(MAXIMUM_PRODUCTS / n_rows, MAXIMUM_COVARIANCES) // n_features**2
+    largest = min(n_rows // 2, affordable)
     return [
         Kind(n_components, *covariance)
         for n_components, covariance in product(N_COMPONENTS, covariances)
