@@ -291,14 +291,15 @@ class JeffreysEstimator(BaseEstimator):
             vars(self).pop(name, None)  # An earlier fit may have had a proxy.
 
     def _train(self, models, folds, seed):
-        device = resolve_device(self.device)
+        n_rows = len(folds.rows.values)
+        device = resolve_device(self.device, n_rows)
         trainer = self._new_trainer(models.to(device), folds.training.shape[1])
         history = train(
             trainer,
             folds.to(device),
             self._new_early_stopping(folds),
-            max_iter=self._resolve_max_iter(len(folds.rows.values)),
-            batch_size=self._resolve_batch_size(len(folds.rows.values)),
+            max_iter=self._resolve_max_iter(n_rows),
+            batch_size=self._resolve_batch_size(n_rows),
             generator=torch.Generator(device).manual_seed(seed),
             verbose=bool(self.verbose),
         )
@@ -369,7 +370,7 @@ class JeffreysEstimator(BaseEstimator):
 
     def _in_batches(self, rows, function):
         """Apply ``function(models, batch)`` in double precision, a batch of rows at a time."""
-        device = resolve_device(self.device, double=True)
+        device = resolve_device(self.device, len(rows), double=True)
         models = self._models
         if device.type != "cpu":
             # The estimator keeps its models on the CPU, so that it scores and loads anywhere.

@@ -8,18 +8,25 @@ from contextlib import contextmanager
 
 import torch
 
+#: Rows to fit or to score from which an accelerator is faster than the CPU. The operations of a
+#: smaller fit take less time than it takes to start them: with 200 rows of 10 columns, a step took
+#: 22 ms on an H200 and 15 on a core beside it; with 10,000 rows 46 and 66.
+ACCELERATED_ROWS = 5_000
+
 _initialization_lock = threading.Lock()
 _thread_lock = threading.Lock()
 _threads = {"users": 0, "outside": 1}
 
 
-def resolve_device(device: str, *, double: bool = False) -> torch.device:
-    """Turn ``"auto"`` into the accelerator torch sees, or the CPU.
+def resolve_device(device: str, n_rows: int, *, double: bool = False) -> torch.device:
+    """Turn ``"auto"`` into the accelerator torch sees, if it pays for so many rows, or the CPU.
 
     With ``double=True`` a device without float64 arithmetic falls back to the CPU.
     """
     if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        accelerator = None
+        if n_rows >= ACCELERATED_ROWS:
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
         resolved = torch.device("cpu") if accelerator is None else accelerator
     else:
         try:

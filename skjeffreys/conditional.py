@@ -126,7 +126,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
     device : str, default="auto"
         Device of torch to train and score on, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is
-        the accelerator torch sees, else the CPU. Results are always NumPy arrays.
+        the accelerator torch sees where there are 5,000 rows or more to fit or to score, else the
+        CPU, which is faster for fewer. Results are always NumPy arrays.
 
     verbose : bool, default=False
         Whether to show a progress bar.

@@ -57,3 +57,12 @@ def test_benchmark_compares_and_resumes(tmp_path):
     assert first.stdout == second.stdout
     assert len((output / "density.csv").read_text().splitlines()) == 1 + 2 * 3
     assert (output / "density.png").stat().st_size > 10_000
+
+
+def test_benchmark_of_devices(tmp_path):
+    np.savez(tmp_path / "iris.npz", X=load_iris().data[:, :2])
+    command = [sys.executable, EXAMPLES / "benchmarks" / "devices.py", "--data", tmp_path]
+    command += ["--sets", "iris", "--n-train", "40", "--scored", "100"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "'device': 'cpu'" in result.stdout
+    assert "'largest difference of two fits': 0.0" in result.stdout
