@@ -43,7 +43,7 @@ MAXIMUM_PRODUCTS = 2e8
 #: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
 MAXIMUM_COVARIANCES = 2e5
 #: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
-TOLERANCE = 2e-2
+TOLERANCE = 5e-2
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.

@@ -30,14 +30,14 @@ from ._rows import Folds
 
 #: Rows that count for each density before any is seen: the prior of their weights.
 PRIOR_COUNT = 0.1
-#: Smallest weight, beside other mixtures, of one that is useful.
+#: Smallest weight, beside other mixtures that are tried, of one that is useful.
 USEFUL_WEIGHT = 0.01
-#: Smallest weight of a mixture that is kept.
+#: Smallest weight, beside flows, of a mixture that is kept.
 SMALLEST_WEIGHT = 0.001
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
-#: Fits of a useful kind from each of them.
-FITS = 2
+#: Fits of a useful kind from each of them that is useful too.
+FITS = 3
 #: Gain of a step of expectation maximisation, in nats a row, below which it has converged.
 TOLERANCE = 1e-7
 #: Steps at most.
@@ -115,8 +115,9 @@ def stack(
     """Set mixtures of the same members beside flows, weighed by the rows left out.
 
     A mixture of many components depends on where its fit started, and a mean of fits that
-    started elsewhere is better than any of them. So candidates that get some weight beside each
-    other by the rows of a few members are fitted several times to those of all.
+    started elsewhere is better than any of them. So what is useful is fitted several times. That
+    takes long: candidates are tried first on the rows of a few members, and then useful ones, from
+    each start, once on those of all.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ def stack(
     row_weights = folds.rows.weights[folds.held_out]
     log_p = flow.log_prob(held_out)
 
-    fitted = {}  # Useful candidates come twice.
+    fitted = {}  # Useful candidates come again.
 
     def fit_all(candidates, n_members, seeds):
         jobs = list(product(candidates, range(n_members), seeds))
@@ -165,13 +166,18 @@ def stack(
         n_members = log_densities.shape[1]
         return stacking_weights(log_densities.flatten(1), row_weights[:n_members].flatten()).numpy()
 
+    def try_out(candidates, n_members):
+        return evaluate(candidates, fit_all(candidates, n_members, [seed]), n_members)
+
     few = max(1, flow.n_members // 2)
-    first = evaluate(candidates, fit_all(candidates, few, [seed]), few)
+    tried = try_out(candidates, few)
     useful = []
-    if weigh([log_p[:few], *first])[1:].sum() >= USEFUL_WEIGHT:
+    if weigh([log_p[:few], *tried])[1:].sum() >= USEFUL_WEIGHT:
         # Told among mixtures alone. Through the proxy, flows know something of the rows that their
         # member leaves out, and would crowd out mixtures that are worth more on new rows.
-        useful = _restarts(compress(candidates, weigh(first) >= USEFUL_WEIGHT))
+        useful = _restarts(compress(candidates, weigh(tried) >= USEFUL_WEIGHT))
+        tried = try_out(useful, flow.n_members)
+        useful = list(compress(useful, weigh(tried) >= USEFUL_WEIGHT))
     mixtures = fit_all(useful, flow.n_members, range(seed, seed + FITS))
     weights = weigh([log_p, *evaluate(useful, mixtures, flow.n_members)])
     weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
