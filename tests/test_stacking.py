@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._stacking import (
+    FITS,
     PRIOR_COUNT,
     Candidate,
     StackedDensity,
@@ -172,6 +175,25 @@ def test_flows_do_not_change_which_mixtures_are_fitted(monkeypatch):
         assert density.weights[0] < 0.9
         fitted.append(kinds)
     assert fitted[0] == fitted[1]
+
+
+def test_what_is_of_no_use_is_fitted_no_further_than_it_takes_to_tell(monkeypatch):
+    folds = make_folds(clusters(300))
+    flow = standard_normal_flow(folds)
+    good, poor = Kind(2, "full", 1e-4), Kind(1, "diag", 1e-4)
+    fits = Counter()
+
+    def fit(rows, kind, seed):
+        fits[kind] += 1
+        # From rows drawn at random, fits end nowhere near the clusters.
+        return fit_mixture(rows if kind.init_params == "kmeans" else rows + 50, kind, seed)
+
+    monkeypatch.setattr("skjeffreys._stacking.fit_mixture", fit)
+    stack(flow, candidates_of(flow, [good, poor]), folds, NO_TAILS, seed=0)
+    n_members = folds.n_members
+    # By half of the members; once by each, from a start of no use; three times, from a good one.
+    expected = {poor: n_members // 2, good._replace(init_params="random_from_data"): n_members}
+    assert fits == expected | {good: FITS * n_members}
 
 
 def test_mixtures_of_columns_that_bending_spoils_get_the_weight():
