@@ -198,7 +198,9 @@ class GaussianMixtures(nn.Module):
         """Nodes of equal weight for expectations, (n_members, n, d): a scrambled Sobol sequence.
 
         A power of two is best for ``n``. The first coordinate of the sequence chooses the
-        component of a mixture, the others are normal after the inverse distribution function.
+        component of a mixture, the others are normal after the inverse distribution function. Where
+        there are more components than nodes, most are not chosen: the nodes are moved so that their
+        mean is that of the mixture.
         """
         engines = [
             SobolEngine(1 + self.n_features, scramble=True, seed=k) for k in range(self.n_members)
@@ -207,7 +209,8 @@ class GaussianMixtures(nn.Module):
         uniform = uniform.to(self.means).clamp(1e-9, 1 - 1e-9)  # Zero is a point of a sequence.
         component = torch.searchsorted(self.weights.cumsum(dim=1), uniform[..., 0].contiguous())
         component = component.clamp(max=self.n_components - 1)  # Where rounding leaves one short.
-        return self._colour(torch.special.ndtri(uniform[..., 1:]), component)
+        nodes = self._colour(torch.special.ndtri(uniform[..., 1:]), component)
+        return nodes + (self.weights[:, None] @ self.means - nodes.mean(dim=1, keepdim=True))
 
     def _colour(self, noise: Tensor, component: Tensor) -> Tensor:
         """From standard normal rows to those of the component of each, (n_members, n, d)."""

@@ -70,6 +70,17 @@ def test_log_density_falls_without_end(bases, distance):
     assert bases.log_prob(torch.nan * X).isnan().all()
 
 
+def test_few_nodes_of_many_components_have_the_mean_of_the_mixture():
+    rng = np.random.RandomState(0)
+    weights = rng.dirichlet(np.ones(500))
+    means = rng.standard_normal((500, 2))
+    factors = np.broadcast_to(10 * np.eye(2), (500, 2, 2))
+    base = GaussianMixtures([Mixture(weights, means, factors), standard_normal(2)])
+    nodes = base.quadrature(16)
+    np.testing.assert_allclose(nodes[0].mean(dim=0), weights @ means, atol=1e-12)
+    np.testing.assert_allclose(nodes[1].mean(dim=0), 0, atol=1e-12)
+
+
 def test_gradient_is_that_of_a_normal_density():
     X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     # The second mixture has fewer components: those it lacks must not turn gradients into NaN.
