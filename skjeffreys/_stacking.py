@@ -133,55 +133,80 @@ def stack(
     n_jobs : int or None
         Fits at a time, each in a process of its own; None and -1 as in joblib.
     """
-    training = {each: training_rows(folds, each) for each, _ in candidates}
-    held_out = folds.rows.values[folds.held_out].double()
-    row_weights = folds.rows.weights[folds.held_out]
-    log_p = flow.log_prob(held_out)
+    fits = _Fits(candidates, folds, tailed, n_jobs)
+    log_p = flow.log_prob(fits.held_out)
+    few = max(1, flow.n_members // 2)
+    tried = fits.log_densities(candidates, fits.fit(candidates, few, [seed]))
+    useful = []
+    if fits.weigh([log_p[:few], *tried])[1:].sum() >= USEFUL_WEIGHT:
+        # Told among mixtures alone. Through the proxy, flows know something of the rows that their
+        # member leaves out, and would crowd out mixtures that are worth more on new rows.
+        useful = _restarts(compress(candidates, fits.weigh(tried) >= USEFUL_WEIGHT))
+        tried = fits.log_densities(useful, fits.fit(useful, flow.n_members, [seed]))
+        useful = list(compress(useful, fits.weigh(tried) >= USEFUL_WEIGHT))
+    mixtures = fits.fit(useful, flow.n_members, range(seed, seed + FITS))
+    weights = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
+    weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
+    return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
 
-    fitted = {}  # Useful candidates come again.
 
-    def fit_all(candidates, n_members, seeds):
+class _Fits:
+    """Fits mixtures to the rows of members, each once, and weighs them by the rows left out.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Whose preprocessing there will be.
+    folds, tailed, n_jobs
+        As for :func:`stack`.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        folds: Folds,
+        tailed: np.ndarray,
+        n_jobs: int | None,
+    ) -> None:
+        self.held_out = folds.rows.values[folds.held_out].double()
+        self._row_weights = folds.rows.weights[folds.held_out]
+        self._training = {each: training_rows(folds, each) for each, _ in candidates}
+        self._tailed = tailed
+        self._n_jobs = n_jobs
+        self._fitted = {}
+
+    def fit(
+        self, candidates: Sequence[Candidate], n_members: int, seeds: Sequence[int]
+    ) -> list[list[Mixture]]:
+        """Return, for each candidate and each of the first members, the mean of a fit per seed."""
         jobs = list(product(candidates, range(n_members), seeds))
-        missing = [job for job in jobs if job not in fitted]
+        missing = [job for job in jobs if job not in self._fitted]
         # In one thread a mixture is the same whatever the number of threads and of processes.
         with threadpool_limits(1), parallel_config("loky", inner_max_num_threads=1):
-            mixtures = Parallel(n_jobs)(
-                delayed(fit_mixture)(training[preprocessing][member], kind, seed)
+            mixtures = Parallel(self._n_jobs)(
+                delayed(fit_mixture)(self._training[preprocessing][member], kind, seed)
                 for (preprocessing, kind), member, seed in missing
             )
-        fitted.update(zip(missing, mixtures, strict=True))
+        self._fitted.update(zip(missing, mixtures, strict=True))
         return [
-            [mean([fitted[each, member, seed] for seed in seeds]) for member in range(n_members)]
+            [mean([self._fitted[each, k, seed] for seed in seeds]) for k in range(n_members)]
             for each in candidates
         ]
 
-    def evaluate(candidates, mixtures, n_members):
+    def log_densities(
+        self, candidates: Sequence[Candidate], mixtures: Sequence[Sequence[Mixture]]
+    ) -> list[Tensor]:
+        """Evaluate each candidate at what the members leave out, of shape (n_members, n)."""
         return [
-            _part(each, members, tailed).log_prob(held_out[:n_members])
-            for (each, _), members in zip(candidates, mixtures, strict=True)
+            _part(preprocessing, members, self._tailed).log_prob(self.held_out[: len(members)])
+            for (preprocessing, _), members in zip(candidates, mixtures, strict=True)
         ]
 
-    def weigh(log_densities):
-        log_densities = torch.stack(log_densities)
-        n_members = log_densities.shape[1]
-        return stacking_weights(log_densities.flatten(1), row_weights[:n_members].flatten()).numpy()
-
-    def try_out(candidates, n_members):
-        return evaluate(candidates, fit_all(candidates, n_members, [seed]), n_members)
-
-    few = max(1, flow.n_members // 2)
-    tried = try_out(candidates, few)
-    useful = []
-    if weigh([log_p[:few], *tried])[1:].sum() >= USEFUL_WEIGHT:
-        # Told among mixtures alone. Through the proxy, flows know something of the rows that their
-        # member leaves out, and would crowd out mixtures that are worth more on new rows.
-        useful = _restarts(compress(candidates, weigh(tried) >= USEFUL_WEIGHT))
-        tried = try_out(useful, flow.n_members)
-        useful = list(compress(useful, weigh(tried) >= USEFUL_WEIGHT))
-    mixtures = fit_all(useful, flow.n_members, range(seed, seed + FITS))
-    weights = weigh([log_p, *evaluate(useful, mixtures, flow.n_members)])
-    weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
-    return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
+    def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
+        """Return the weights of densities, from (n_members, n) of each."""
+        log_densities = torch.stack(log_densities).flatten(1)
+        row_weights = self._row_weights.flatten()[: log_densities.shape[1]]
+        return stacking_weights(log_densities, row_weights).numpy()
 
 
 def _part(
