@@ -308,7 +308,7 @@ def test_wrong_quantiles(wave_density):
 def test_bounds_of_a_density_without_conditions():
     X = np.random.RandomState(0).exponential(size=(300, 2))
     density = JeffreysDensity(bounds=(0, np.inf), **SHORT).fit(X)
-    assert integral(density.score_samples, [0, 0], [25, 25], 800) == pytest.approx(1, abs=0.01)
+    assert integral(density.score_samples, [0, 0], [15, 15], 480) == pytest.approx(1, abs=0.01)
     assert (density.score_samples([[-0.1, 1.0], [1.0, -2.0]]) == -np.inf).all()
     assert (density.sample(2000, random_state=0) > 0).all()
     with pytest.raises(ValueError, match="X has values outside the bounds in column 1, such as -4"):

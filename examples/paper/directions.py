@@ -115,7 +115,7 @@ def add_arguments(parser):
 
 def main():
     options = parse_options(__doc__, add_arguments)
-    sizes = [50, 100] if options.quick else options.sizes
+    sizes = [50] if options.quick else options.sizes
     dimensions = [2] if options.quick else [2, 5, 10]
     names = ["banana"] if options.quick else list(KNOWN_DENSITIES)
     jobs = [
