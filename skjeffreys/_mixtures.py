@@ -42,8 +42,11 @@ BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
 MAXIMUM_PRODUCTS = 2e8
 #: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
 MAXIMUM_COVARIANCES = 2e5
-#: Gain of a step of expectation maximisation, in nats a row, below which a mixture has converged.
-TOLERANCE = 5e-2
+#: Gain of a step of expectation maximisation, in nats, of the log-likelihood of all rows, below
+#: which a mixture has converged. The more rows, the less of a small gain a row is luck.
+TOLERANCE = 100.0
+#: The same a row, at most.
+MAXIMUM_TOLERANCE = 0.05
 #: Rows that a mixture is fitted on, at most.
 MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.
@@ -250,9 +253,10 @@ def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) ->
 
 def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     """Fit a mixture to rows, (n, d)."""
+    tolerance = min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture = GaussianMixture(**kind._asdict(), tol=TOLERANCE, random_state=seed).fit(rows)
+        mixture = GaussianMixture(**kind._asdict(), tol=tolerance, random_state=seed).fit(rows)
     n_features = rows.shape[1]
     factors = mixture.precisions_cholesky_
     if kind.covariance_type == "diag":

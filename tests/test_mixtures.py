@@ -143,6 +143,19 @@ def test_mixtures_are_fitted_to_the_rows_of_each_member():
             assert (1 / variances > 0.99 * kind.reg_covar).all()
 
 
+@pytest.mark.parametrize("n_rows, tolerance", [(500, 0.05), (4000, 0.025)])
+def test_fits_end_where_all_rows_together_gain_little(n_rows, tolerance):
+    rows = clusters(n_rows)
+    kind = Kind(16, "full", 1e-4, "random_from_data")
+    ended = fit_mixture(rows, kind, seed=0).means
+    means = {
+        gain: GaussianMixture(**kind._asdict(), tol=gain, random_state=0).fit(rows).means_
+        for gain in (0.05, 0.025)
+    }
+    assert not np.array_equal(*means.values())
+    np.testing.assert_array_equal(ended, means[tolerance])
+
+
 def test_several_fits_are_averaged():
     folds = make_folds(clusters(100))
     kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
