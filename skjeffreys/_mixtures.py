@@ -34,10 +34,14 @@ from ._rows import Folds
 
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: Their covariances, and what is added to each variance, of standardised columns.
-COVARIANCES = [("full", 1e-4), ("diag", 1e-4), ("tied", 1e-4)]
+#: Their covariances, and what is added to each variance, of standardised columns, at least.
+COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
 BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
+#: Rows for each column below which a covariance could narrow onto a few of them.
+ROWS_PER_COLUMN = 5
+#: What is added there, at least.
+FEW_ROWS_REG_COVAR = 1e-4
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
 #: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
@@ -237,10 +241,22 @@ def affordable_kinds(
     affordable = min(MAXIMUM_PRODUCTS / n_rows, MAXIMUM_COVARIANCES) // n_features**2
     largest = min(n_rows // 2, affordable)
     return [
-        Kind(n_components, *covariance)
+        _with_enough_added(Kind(n_components, *covariance), n_rows, n_features)
         for n_components, covariance in product(N_COMPONENTS, covariances)
         if n_components <= max(1, largest)
     ]
+
+
+def _with_enough_added(kind: Kind, n_rows: int, n_features: int) -> Kind:
+    """Add more to the variances where a covariance has few rows.
+
+    Columns that nearly determine each other are narrow in some direction, on rows left out too. A
+    component that narrows onto a few rows is likely on these only.
+    """
+    n_covariances = 1 if kind.covariance_type == "tied" else kind.n_components
+    if min(n_rows, MAXIMUM_ROWS) >= n_covariances * ROWS_PER_COLUMN * n_features:
+        return kind
+    return kind._replace(reg_covar=max(kind.reg_covar, FEW_ROWS_REG_COVAR))
 
 
 def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) -> np.ndarray:

@@ -162,6 +162,16 @@ def test_beats_a_single_gaussian_on_real_data(load):
     assert density.normalizer_ess_ > 0.1
 
 
+@pytest.mark.parametrize("noise", [0.1, 0.01, 0.003])
+def test_is_not_behind_a_gaussian_where_columns_nearly_determine_each_other(noise):
+    random_state = np.random.RandomState(0)
+    factors = random_state.standard_normal((1200, 2)) @ random_state.standard_normal((2, 6))
+    X = factors + noise * random_state.standard_normal(factors.shape)
+    density = JeffreysDensity(max_iter=50, random_state=0).fit(X[:200])
+    gaussian = GaussianMixture().fit(X[:200])
+    assert density.score(X[200:]) > gaussian.score(X[200:]) - 0.05
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_jeffreys_overfits_less_than_likelihood_on_the_ring(seed):
     train, test = (

@@ -5,6 +5,7 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from skjeffreys._mixtures import (
+    BENT_COVARIANCES,
     COVARIANCES,
     GaussianMixtures,
     Kind,
@@ -186,7 +187,17 @@ def test_many_columns_have_mixtures_of_few_components():
         largest = max(kind.n_components for kind in kinds)
         assert largest * n_rows * 300**2 <= 2e8 or largest == 1
         assert largest * 300**2 <= 2e5
-        assert {(kind.covariance_type, kind.reg_covar) for kind in kinds} == set(COVARIANCES)
+        assert {kind.covariance_type for kind in kinds} == {"full", "diag", "tied"}
+
+
+@pytest.mark.parametrize("covariances", [COVARIANCES, BENT_COVARIANCES])
+@pytest.mark.parametrize("n_rows, n_features", [(60, 3), (600, 3), (600, 60), (10_000, 30)])
+def test_covariances_of_few_rows_are_wider(n_rows, n_features, covariances):
+    for kind in affordable_kinds(n_rows, n_features, covariances):
+        n_covariances = 1 if kind.covariance_type == "tied" else kind.n_components
+        # More than 5,000 rows are not used.
+        few = min(n_rows, 5000) / n_covariances < 5 * n_features
+        assert kind.reg_covar in ([1e-4, 0.1] if few else [1e-6, 0.1])
 
 
 def test_tails_are_heavy_and_cost_nothing_close_by():
