@@ -214,8 +214,9 @@ class JeffreysEstimator(BaseEstimator):
         values, weights = canonical_rows(
             values, sample_weight, q + constant, q + tied, random_state
         )
-        warn_degenerate(name, len(targets), len(values), constant, tied, names)
-        return Rows(values, weights, n_conditions=q)
+        rows = Rows(values, weights, n_conditions=q)
+        warn_degenerate(name, len(targets), rows, constant, tied, names)
+        return rows
 
     def _new_models(self, folds, seed):
         """Build the models to train: the slow flows and, where there is one, the proxy."""

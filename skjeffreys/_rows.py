@@ -1,6 +1,14 @@
 """From a table to training rows: smoothed ties, merged repeats, an order of their own."""
 
-__all__ = ["Folds", "Rows", "canonical_rows", "split_rows", "tied_columns", "warn_degenerate"]
+__all__ = [
+    "Folds",
+    "Rows",
+    "canonical_rows",
+    "dependent_columns",
+    "split_rows",
+    "tied_columns",
+    "warn_degenerate",
+]
 
 import math
 import warnings
@@ -16,6 +24,10 @@ from .exceptions import DegenerateDataWarning
 
 #: Share of the rows that share their value of a column, from which the column counts as tied.
 TIED_SHARE = 0.05
+#: Variance along a direction, of standardised columns, below which these depend on each other.
+DEPENDENT_VARIANCE = 1e-8
+#: Smallest part that a column has in such a direction.
+DEPENDENT_PART = 0.01
 #: Smallest width, in standard deviations, over which a repeated value is spread.
 MINIMUM_WIDTH = 0.02
 #: Rounding of the rows, in standard deviations: exact in single precision up to 1024.
@@ -127,6 +139,21 @@ def tied_columns(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(n_distinct < (1 - TIED_SHARE) * len(rows))
 
 
+def dependent_columns(rows: Rows) -> tuple[np.ndarray, int]:
+    """Return the targets that depend on other columns linearly, and how many follow from the rest.
+
+    As many rows as columns, or fewer, lie in a plane anyway and say nothing of it.
+    """
+    n, n_columns = rows.values.shape
+    if n <= n_columns or n_columns == 1:
+        return np.array([], dtype=int), 0
+    variances, directions = np.linalg.eigh(np.cov(rows.values.double().numpy().T))
+    # Directions in the conditions alone concern no density.
+    parts = directions[rows.n_conditions :, variances < DEPENDENT_VARIANCE]
+    is_dependent = np.linalg.norm(parts, axis=1) > DEPENDENT_PART
+    return np.flatnonzero(is_dependent), np.linalg.matrix_rank(parts, tol=DEPENDENT_PART)
+
+
 def spread_ties(column: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
     """Spread each value that occurs more than once uniformly up to half-way to its neighbours.
 
@@ -213,8 +240,12 @@ def split_rows(
     return Folds(rows, training=shuffled[:, n_held_out:], held_out=shuffled[:, :n_held_out])
 
 
-def warn_degenerate(name, n_rows, n_distinct, constant, tied, feature_names) -> None:
-    """Warn of constant columns, of tied columns and of repeated rows."""
+def warn_degenerate(name, n_rows, rows, constant, tied, feature_names) -> None:
+    """Warn of constant columns, of tied and of dependent columns, and of repeated rows.
+
+    ``rows`` are what has become of ``n_rows``.
+    """
+    n_distinct = len(rows.values)
     messages = []
     if len(constant):
         messages.append(
@@ -225,6 +256,12 @@ def warn_degenerate(name, n_rows, n_distinct, constant, tied, feature_names) -> 
         messages.append(
             f"{column_labels(tied, feature_names)}: few distinct values, each spread uniformly "
             "over the distance to its nearest neighbour"
+        )
+    dependent, n_surplus = dependent_columns(rows)
+    if len(dependent):
+        messages.append(
+            f"{column_labels(dependent, feature_names)}: linear functions of other columns, around "
+            f"which the density is as high as a model is narrow; better drop {n_surplus} of them"
         )
     if n_distinct < n_rows:
         messages.append(

@@ -236,7 +236,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         Warns
         -----
         DegenerateDataWarning
-            If targets are constant or take few values, or rows are repeated.
+            If targets are constant, take few values or are linear functions of other columns, or
+            rows are repeated.
         NormalizerWarning
             If the normaliser of the proxy cannot be measured.
         """

@@ -221,7 +221,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Warns
         -----
         DegenerateDataWarning
-            If columns are constant or take few values, or rows are repeated.
+            If columns are constant, take few values or are linear functions of others, or rows
+            are repeated.
         NormalizerWarning
             If the normaliser of the proxy cannot be measured.
         """

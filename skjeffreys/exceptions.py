@@ -4,7 +4,7 @@ __all__ = ["DegenerateDataWarning", "ExtrapolationWarning", "NormalizerWarning"]
 
 
 class DegenerateDataWarning(UserWarning):
-    """The data has no density as it stands: constant or rounded columns, repeated rows."""
+    """The data has no density: constant, rounded or dependent columns, or repeated rows."""
 
 
 class ExtrapolationWarning(UserWarning):

@@ -154,6 +154,19 @@ def test_degenerate_columns_warn_and_are_finite(name):
     assert density.normalizer_ == pytest.approx(1, abs=0.05)
 
 
+def test_dependent_columns_warn_and_stay_dependent():
+    X = np.random.RandomState(0).standard_normal((200, 3))
+    X[:, 2] = X[:, 0] + 2 * X[:, 1]
+    frame = pd.DataFrame(X, columns=["a", "b", "total"])
+    with pytest.warns(DegenerateDataWarning, match="'a', 'b', 'total': linear .*drop 1 of them"):
+        density = JeffreysDensity(max_iter=50, random_state=0).fit(frame)
+    assert np.isfinite(density.score_samples(frame)).all()
+    samples = density.sample(1000, random_state=0)
+    off = np.abs(samples[:, 2] - samples[:, 0] - 2 * samples[:, 1])
+    # The tails are not in the plane.
+    assert np.quantile(off, 0.99) < 0.05
+
+
 def test_constant_column_leaves_the_others_alone():
     X = np.random.RandomState(0).standard_normal((300, 1))
     with pytest.warns(DegenerateDataWarning):

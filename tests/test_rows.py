@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skjeffreys._rows import Folds, Rows, canonical_rows, split_rows, spread_ties, tied_columns
+from skjeffreys._rows import (
+    Folds,
+    Rows,
+    canonical_rows,
+    dependent_columns,
+    split_rows,
+    spread_ties,
+    tied_columns,
+)
 
 NONE = np.array([], dtype=int)
 grids = arrays(
@@ -114,3 +124,38 @@ def test_no_row_is_left_out_twice_if_there_are_enough():
 def test_split_needs_rows():
     with pytest.raises(ValueError, match="2 distinct rows.*smaller validation_fraction"):
         split_rows(some_rows(2), 5, 0.5, np.random.RandomState(0))
+
+
+def rows_with(columns, n_conditions=0):
+    columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
+    return replace(canonical(columns), n_conditions=n_conditions)
+
+
+def test_dependent_columns_are_found():
+    X = np.random.RandomState(0).standard_normal((300, 7))
+    X[:, 2] = 1000 * (X[:, 0] - X[:, 4]) + 5
+    assert_dependent(rows_with(X), [0, 2, 4], 1)
+    X[:, 6] = X[:, 5]
+    assert_dependent(rows_with(X), [0, 2, 4, 5, 6], 2)
+    assert_dependent(rows_with(X[:7]), [], 0)
+
+
+def test_close_and_curved_relations_are_no_dependence():
+    X = np.random.RandomState(0).standard_normal((300, 3))
+    X[:, 1] = X[:, 0] + 0.001 * X[:, 1]
+    X[:, 2] = X[:, 0] ** 2
+    assert_dependent(rows_with(X), [], 0)
+
+
+def test_conditions_may_depend_on_each_other_but_targets_not_on_them():
+    X = np.random.RandomState(0).standard_normal((300, 5))
+    X[:, 1] = X[:, 0]
+    assert_dependent(rows_with(X, n_conditions=2), [], 0)
+    X[:, 4] = X[:, 0] + X[:, 1]
+    assert_dependent(rows_with(X, n_conditions=2), [2], 1)
+
+
+def assert_dependent(rows, expected, n_surplus):
+    columns, surplus = dependent_columns(rows)
+    np.testing.assert_array_equal(columns, expected)
+    assert surplus == n_surplus
