@@ -22,8 +22,7 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
 
     Half of a training step is splines, so two things are done for their speed. The knots are the
     first axis, not the last: operations on whole rows side by side are vectorised, those on the few
-    numbers of one spline are not. And the gradient of the map is written by hand. The inverse
-    carries none.
+    numbers of one spline are not. And the gradient of the map is written by hand.
 
     Parameters
     ----------
@@ -73,6 +72,15 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
         ends = torch.stack([k, k + 1])
         lower, upper = self.knots.gather(1, ends.expand(2, *ends.shape)).unbind(dim=1)
         return lower, upper - lower, self.derivatives.gather(0, ends)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = super()._inverse(y)
+        if not torch.is_grad_enabled():
+            return x
+        # At the solution a step of Newton's method moves nothing, and carries the gradient.
+        value, log_slope = self.call_and_ladj(x)
+        return x - (value - y) * (-log_slope.detach()).exp()
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
