@@ -34,13 +34,13 @@ from ._rows import Folds
 
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: Their covariances, and what is added to each variance, of standardised columns, at least.
+#: Their covariances, and what is added to each variance, of standardised columns.
 COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
 BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
-#: Rows for each column below which a covariance could narrow onto a few of them.
-ROWS_PER_COLUMN = 5
-#: What is added there, at least.
+#: Rows for each column that a covariance needs, lest it be that of a few rows only.
+ROWS_PER_COLUMN = 2
+#: What is added, at least, where a covariance has fewer.
 FEW_ROWS_REG_COVAR = 1e-4
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
@@ -241,22 +241,10 @@ def affordable_kinds(
     affordable = min(MAXIMUM_PRODUCTS / n_rows, MAXIMUM_COVARIANCES) // n_features**2
     largest = min(n_rows // 2, affordable)
     return [
-        _with_enough_added(Kind(n_components, *covariance), n_rows, n_features)
+        Kind(n_components, *covariance)
         for n_components, covariance in product(N_COMPONENTS, covariances)
         if n_components <= max(1, largest)
     ]
-
-
-def _with_enough_added(kind: Kind, n_rows: int, n_features: int) -> Kind:
-    """Add more to the variances where a covariance has few rows.
-
-    Columns that nearly determine each other are narrow in some direction, on rows left out too. A
-    component that narrows onto a few rows is likely on these only.
-    """
-    n_covariances = 1 if kind.covariance_type == "tied" else kind.n_components
-    if min(n_rows, MAXIMUM_ROWS) >= n_covariances * ROWS_PER_COLUMN * n_features:
-        return kind
-    return kind._replace(reg_covar=max(kind.reg_covar, FEW_ROWS_REG_COVAR))
 
 
 def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) -> np.ndarray:
@@ -268,7 +256,11 @@ def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) ->
 
 
 def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
-    """Fit a mixture to rows, (n, d)."""
+    """Fit a mixture to rows, (n, d).
+
+    Columns that nearly determine each other are narrow in some direction, on rows left out too, but
+    a component of few rows is narrow because of these. So it is made wider.
+    """
     tolerance = min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -278,7 +270,18 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     if kind.covariance_type == "diag":
         factors = factors[:, :, None] * np.eye(n_features)
     shape = (kind.n_components, n_features, n_features)
-    return Mixture(mixture.weights_, mixture.means_, np.broadcast_to(factors, shape))
+    factors = np.broadcast_to(factors, shape).copy()
+    shares = 1.0 if kind.covariance_type == "tied" else mixture.weights_
+    few = np.broadcast_to(shares * len(rows) < ROWS_PER_COLUMN * n_features, kind.n_components)
+    factors[few] = _widened(factors[few], max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar))
+    return Mixture(mixture.weights_, mixture.means_, factors)
+
+
+def _widened(factors: np.ndarray, added: float) -> np.ndarray:
+    """Add to the variances, given factors of precisions, (k, d, d)."""
+    inverses = np.linalg.inv(factors)
+    covariances = inverses.swapaxes(1, 2) @ inverses + added * np.eye(factors.shape[-1])
+    return np.linalg.inv(np.linalg.cholesky(covariances)).swapaxes(1, 2)
 
 
 def _resample(folds: Folds) -> Tensor:

@@ -5,7 +5,6 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from skjeffreys._mixtures import (
-    BENT_COVARIANCES,
     COVARIANCES,
     GaussianMixtures,
     Kind,
@@ -190,14 +189,27 @@ def test_many_columns_have_mixtures_of_few_components():
         assert {kind.covariance_type for kind in kinds} == {"full", "diag", "tied"}
 
 
-@pytest.mark.parametrize("covariances", [COVARIANCES, BENT_COVARIANCES])
-@pytest.mark.parametrize("n_rows, n_features", [(60, 3), (600, 3), (600, 60), (10_000, 30)])
-def test_covariances_of_few_rows_are_wider(n_rows, n_features, covariances):
-    for kind in affordable_kinds(n_rows, n_features, covariances):
-        n_covariances = 1 if kind.covariance_type == "tied" else kind.n_components
-        # More than 5,000 rows are not used.
-        few = min(n_rows, 5000) / n_covariances < 5 * n_features
-        assert kind.reg_covar in ([1e-4, 0.1] if few else [1e-6, 0.1])
+def test_components_of_few_rows_are_wider():
+    # Narrow clusters, of which the second has few rows for its three columns.
+    clusters_of = [(200, 0.0), (5, 10.0)]
+    rng = np.random.RandomState(0)
+    rows = [at + 0.002 * rng.standard_normal((n, 3)) for n, at in clusters_of]
+    mixture = fit_mixture(np.concatenate(rows), Kind(2, "full", 1e-6), seed=0)
+    precisions = mixture.factors @ mixture.factors.swapaxes(1, 2)
+    variances = dict(zip(mixture.means[:, 0].round(), np.linalg.inv(precisions), strict=True))
+    for cluster, (n, location) in zip(rows, clusters_of, strict=True):
+        added = 1e-6 if n > 2 * 3 else 1e-4
+        expected = np.cov(cluster.T, bias=True) + added * np.eye(3)
+        np.testing.assert_allclose(variances[location], expected, rtol=1e-3, atol=1e-9)
+
+
+def test_a_shared_covariance_has_the_rows_of_all_components():
+    rows = clusters(300)
+    rows[:, 2] = rows[:, 0] + 0.002 * rows[:, 1]
+    for kind in (Kind(128, "tied", 1e-6), Kind(1, "full", 1e-6)):
+        mixture = fit_mixture(rows, kind, seed=0)
+        precision = mixture.factors[0] @ mixture.factors[0].T
+        assert 1 / np.linalg.eigvalsh(precision).max() < 2e-5
 
 
 def test_tails_are_heavy_and_cost_nothing_close_by():
