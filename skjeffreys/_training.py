@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ._energy import ambiguity
 from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
 from ._rows import Folds
 
@@ -18,6 +19,8 @@ from ._rows import Folds
 EVALUATION_INTERVAL = 25
 #: Evaluations at most. In a few steps of a long training, noise hides what is learned.
 MAXIMUM_EVALUATIONS = 100
+#: Samples of each member in an evaluation, the same noise in all.
+EVALUATION_SAMPLES = 32
 #: Steps at the start over which the learning rate rises from zero.
 WARM_UP = 30
 #: What a plateau divides the remaining steps by, and thereby the learning rate.
@@ -147,12 +150,23 @@ class Trainer:
         self.multipliers.heed_overfitting(n_rows * (best - log_likelihood))
 
     @torch.no_grad()
-    def held_out_log_likelihoods(self, folds: Folds) -> Tensor:
-        """Weighted mean log-density of each slow member on the rows it leaves out, (n_members,).
+    def held_out_log_likelihood(self, folds: Folds) -> float:
+        """Mean log-density of the slow members on the rows that each leaves out, in nats."""
+        log_p = self.slow_flow.log_prob(folds.rows.values[folds.held_out])
+        return float(folds.held_out_means(log_p).mean())
 
-        In nats of the coordinates.
+    @torch.no_grad()
+    def ambiguity(self, noise: Tensor) -> float:
+        """How far the mean of the slow members is ahead of one of them on new rows, in nats.
+
+        Parameters
+        ----------
+        noise : Tensor of shape (n_members, n, q + d)
+            Of the base of the flows, with conditions.
         """
-        return folds.held_out_means(self.slow_flow.log_prob(folds.rows.values[folds.held_out]))
+        samples = self.slow_flow.transform.inv(noise)
+        log_p = self.slow_flow.log_prob(samples.flatten(0, 1))
+        return float(ambiguity(log_p.unflatten(1, samples.shape[:2])))
 
     def is_finite(self) -> bool:
         """Whether every trained weight and every multiplier is finite."""
@@ -196,7 +210,7 @@ def _clip_each_row(gradient: Tensor) -> None:
 
 
 class EarlyStopping:
-    """Remembers the best weights of each member, and shortens training on a plateau.
+    """Remembers the best weights, and shortens training on a plateau.
 
     A plateau need not be the end: often the learning rate is too large to go further down. So
     the first plateau leaves a quarter of the remaining steps, with learning rates as at the end
@@ -207,42 +221,37 @@ class EarlyStopping:
     patience : int
         Evaluations without an improvement of more than ``tolerance`` that make a plateau.
     tolerance : float
-        In nats, of the mean over the members of their best held-out log-likelihoods.
+        In nats.
     """
 
     def __init__(self, patience: int, tolerance: float) -> None:
         self.patience = patience
         self.tolerance = tolerance
-        self.best_scores = None
+        self.best_score = -math.inf
         self.best_weights = None
         self.evaluations_without_change = 0
         self.last_plateau = -math.inf
 
-    def update(self, scores: Tensor, weights: Tensor) -> None:
+    def update(self, score: float, weights: Tensor) -> None:
         """Take note of an evaluation.
 
         Parameters
         ----------
-        scores : Tensor of shape (n_members,)
-            Held-out log-likelihoods.
-        weights : Tensor of shape (n_members, n_weights)
+        score : float
+            Log-likelihood of new rows, in nats.
+        weights : Tensor
         """
-        if self.best_scores is None:
-            self.best_scores, self.best_weights = scores.clone(), weights.detach().clone()
-            return
-        before = self.best_scores.mean()
-        better = scores > self.best_scores
-        self.best_scores = torch.where(better, scores, self.best_scores)
-        self.best_weights = torch.where(better[:, None], weights.detach(), self.best_weights)
-        improved = self.best_scores.mean() > before + self.tolerance
+        improved = score > self.best_score + self.tolerance
         self.evaluations_without_change = 0 if improved else self.evaluations_without_change + 1
+        if self.best_weights is None or score > self.best_score:
+            self.best_score, self.best_weights = score, weights.detach().clone()
 
     def shorten(self, remaining: int) -> int:
         """Return how many of the remaining steps to take: fewer on a plateau, or none."""
         if self.evaluations_without_change < self.patience:
             return remaining
         self.evaluations_without_change = 0
-        before, self.last_plateau = self.last_plateau, float(self.best_scores.mean())
+        before, self.last_plateau = self.last_plateau, self.best_score
         improved = self.last_plateau > before + self.tolerance
         return remaining // PLATEAU_DIVISOR if improved else 0
 
@@ -293,8 +302,10 @@ def train(
 ) -> pd.DataFrame:
     """Train for ``max_iter`` steps, or fewer as ``early_stopping`` says.
 
-    The slow flow ends with its last weights or, with early stopping, with those of each member
-    that have the best held-out log-likelihood.
+    The slow flow ends with its last weights or, with early stopping, with those where the estimated
+    log-likelihood of the ensemble is best: the mean of what its members reach on the rows that
+    they leave out, and their ambiguity. That is later than what is best for a member: what each
+    has learned by chance averages out.
 
     Returns
     -------
@@ -303,8 +314,9 @@ def train(
         ``forward`` and, of steps with samples, ``reverse``, ``fidelity`` and ``normalizer``, not a
         number where there was none; the multipliers ``lambda_1``,
         ``lambda_2``, ``lambda_3`` and ``mu``; the ``training_log_likelihood`` of the flow, over
-        the same batches; and the ``validation_log_likelihood`` of its slow copy, on the rows
-        that each member leaves out. In nats, of the coordinates.
+        the same batches; the ``validation_log_likelihood`` of its slow copy, on the rows
+        that each member leaves out; and the ``ambiguity`` by which the mean of the members is ahead
+        of a member, estimated on samples. In nats, of the coordinates.
 
     Raises
     ------
@@ -315,7 +327,9 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     n_held_out = folds.held_out.numel()
-    trainer.heed_held_out(float(trainer.held_out_log_likelihoods(folds).mean()), n_held_out)
+    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), n_held_out)
+    conditions = folds.rows.draw_conditions(EVALUATION_SAMPLES, generator)
+    noise = trainer.slow_flow.base.sample(conditions, generator)
     remaining = max_iter
     for iteration in tqdm(count(1), total=max_iter, disable=not verbose, unit="step"):
         trainer.schedule(iteration, remaining / max_iter)
@@ -324,11 +338,11 @@ def train(
         if iteration % interval != 0 and remaining > 0:
             continue
         if recovery.check(trainer):
-            scores = trainer.held_out_log_likelihoods(folds)
-            history.append(_evaluation(iteration, recent, trainer, float(scores.mean())))
-            trainer.heed_held_out(float(scores.mean()), n_held_out)
+            score, gain = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
+            history.append(_evaluation(iteration, recent, trainer, score, gain))
+            trainer.heed_held_out(score, n_held_out)
             if early_stopping is not None:
-                early_stopping.update(scores, trainer.slow_flow.weights)
+                early_stopping.update(score + gain, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
         recent = []
         if remaining == 0:
@@ -341,7 +355,9 @@ def train(
     return pd.DataFrame(history)
 
 
-def _evaluation(iteration: int, recent: list[Terms], trainer: Trainer, score: float) -> dict:
+def _evaluation(
+    iteration: int, recent: list[Terms], trainer: Trainer, score: float, gain: float
+) -> dict:
     means = torch.stack([torch.stack(terms) for terms in recent]).nanmean(dim=0).tolist()
     terms = dict(zip(Terms._fields, means, strict=True))
     lambdas = trainer.multipliers.lambdas.tolist()
@@ -352,4 +368,5 @@ def _evaluation(iteration: int, recent: list[Terms], trainer: Trainer, score: fl
         "mu": float(trainer.multipliers.mu),
         "training_log_likelihood": -terms["forward"] - trainer.entropy,
         "validation_log_likelihood": score,
+        "ambiguity": gain,
     }

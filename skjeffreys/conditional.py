@@ -96,9 +96,10 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         and take longer.
 
     early_stopping : bool, default=True
-        Whether to shorten training when the log-likelihood of the rows that the members leave
-        out no longer improves, and to keep the best iterate of each member. Otherwise training
-        goes on for ``max_iter`` steps and the last iterate is kept.
+        Whether to shorten training when the estimated log-likelihood of the ensemble on new rows
+        no longer improves, and to keep its best iterate. The estimate is the mean log-likelihood
+        of the rows that each member leaves out, and the ambiguity [2]_ of the members on samples.
+        Otherwise training goes on for ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
@@ -161,7 +162,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         One row per evaluation: ``iteration``; ``forward``, ``reverse`` and ``fidelity``
         divergence and ``normalizer``, means since the last evaluation; the multipliers
         ``lambda_1``, ``lambda_2``, ``lambda_3`` and ``mu``; ``training_log_likelihood`` of the
-        batches and ``validation_log_likelihood``, in nats of the original units.
+        batches and ``validation_log_likelihood``, in nats of the original units; and the
+        ``ambiguity``, by which the ensemble is estimated to be ahead of a member on new rows.
 
     n_iter_ : int
         Optimiser steps done.
@@ -188,6 +190,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     ----------
     .. [1] O. Ben-Dov and L. F. O. Chamon, "Adaptive Symmetrization of the KL Divergence",
        2025. https://arxiv.org/abs/2511.11159
+    .. [2] A. Krogh and J. Vedelsby, "Neural Network Ensembles, Cross Validation, and Active
+       Learning", NIPS 1994.
 
     Examples
     --------

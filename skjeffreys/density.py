@@ -84,9 +84,10 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         and take longer.
 
     early_stopping : bool, default=True
-        Whether to shorten training when the log-likelihood of the rows that the members leave
-        out no longer improves, and to keep the best iterate of each member. Otherwise training
-        goes on for ``max_iter`` steps and the last iterate is kept.
+        Whether to shorten training when the estimated log-likelihood of the ensemble on new rows
+        no longer improves, and to keep its best iterate. The estimate is the mean log-likelihood
+        of the rows that each member leaves out, and the ambiguity [3]_ of the members on samples.
+        Otherwise training goes on for ``max_iter`` steps and the last iterate is kept.
 
     validation_fraction : float, default=0.2
         Share of the distinct rows that each member leaves out of its training, 1,000 rows at
@@ -149,7 +150,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         One row per evaluation: ``iteration``; ``forward``, ``reverse`` and ``fidelity``
         divergence and ``normalizer``, means since the last evaluation; the multipliers
         ``lambda_1``, ``lambda_2``, ``lambda_3`` and ``mu``; ``training_log_likelihood`` of the
-        batches and ``validation_log_likelihood``, in nats of the original units.
+        batches and ``validation_log_likelihood``, in nats of the original units; and the
+        ``ambiguity``, by which the ensemble is estimated to be ahead of a member on new rows.
 
     n_iter_ : int
         Optimiser steps done.
@@ -178,6 +180,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
        2025. https://arxiv.org/abs/2511.11159
     .. [2] I.-K. Yeo and R. A. Johnson, "A New Family of Power Transformations to Improve
        Normality or Symmetry", Biometrika 87, 2000. https://doi.org/10.1093/biomet/87.4.954
+    .. [3] A. Krogh and J. Vedelsby, "Neural Network Ensembles, Cross Validation, and Active
+       Learning", NIPS 1994.
 
     Examples
     --------

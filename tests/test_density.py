@@ -239,7 +239,7 @@ def test_history_and_iterations(moons, moons_density):
     assert list(history) == [
         "iteration", "forward", "reverse", "fidelity", "normalizer",
         "lambda_1", "lambda_2", "lambda_3", "mu",
-        "training_log_likelihood", "validation_log_likelihood",
+        "training_log_likelihood", "validation_log_likelihood", "ambiguity",
     ]  # fmt: skip
     assert history.notna().all(axis=None)
     assert moons_density.n_iter_ == history["iteration"].iloc[-1]

@@ -11,6 +11,7 @@ from skjeffreys._energy import (
     FixedReference,
     Proxy,
     Tilt,
+    ambiguity,
     mixture_log_density,
 )
 from skjeffreys._flow import CouplingFlows
@@ -276,7 +277,7 @@ def test_training_ends_where_the_shortened_schedule_does():
 def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it():
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score in [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]:
-        early_stopping.update(torch.tensor([score]), torch.zeros(1, 1))
+        early_stopping.update(score, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == [100, 100, 25, 100, 100, 25, 100, 0]
 
@@ -314,25 +315,56 @@ def test_the_reverse_divergence_gains_as_held_out_rows_get_worse_and_loses_as_th
     np.testing.assert_allclose(growth, expected)
 
 
-def test_early_stopping_keeps_the_best_of_each_member_and_ignores_small_improvements():
+def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
     early_stopping = EarlyStopping(patience=2, tolerance=0.1)
-    scores = [[0.0, 0.0], [1.0, -1.0], [1.05, -1.0], [0.5, 0.05]]
     plateaus = []
-    for i, score in enumerate(scores):
-        early_stopping.update(torch.tensor(score), torch.full((2, 3), float(i)))
+    for i, score in enumerate([0.0, 1.0, 1.05, 0.5]):
+        early_stopping.update(score, torch.full((2, 3), float(i)))
         plateaus.append(early_stopping.shorten(100) < 100)
     assert plateaus == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.
-    assert early_stopping.best_weights[:, 0].tolist() == [2.0, 3.0]
+    assert early_stopping.best_weights.unique() == 2.0
 
 
-def test_training_returns_the_best_iterate_of_each_member():
+def test_training_returns_the_iterate_that_is_best_for_the_ensemble():
     trainer, early_stopping = make_trainer(learning_rate=0.1), EarlyStopping(3, 0.0)
     history = run(trainer, early_stopping, max_iter=1000)
     assert len(history) < 40
-    scores = trainer.held_out_log_likelihoods(some_folds())
-    torch.testing.assert_close(scores, early_stopping.best_scores)
-    assert scores.mean() >= history["validation_log_likelihood"].max() - 1e-12
+    estimates = history["validation_log_likelihood"] + history["ambiguity"]
+    assert early_stopping.best_score == estimates.max()
+    best = history.loc[estimates.idxmax()]
+    score = trainer.held_out_log_likelihood(some_folds())
+    np.testing.assert_allclose(score, best["validation_log_likelihood"], atol=1e-12)
+
+
+def test_ambiguity_is_the_lead_of_the_others_at_samples_of_each_member():
+    trainer = make_trainer()
+    noise = batch(10)
+    flow = trainer.slow_flow
+    samples, leads = flow.transform.inv(noise), []
+    for k in range(N_MEMBERS):
+        others = np.delete(flow.log_prob(samples[k]).detach().numpy(), k, axis=0)
+        leads.append(np.log(np.exp(others).mean(axis=0)) - others.mean(axis=0))
+    np.testing.assert_allclose(trainer.ambiguity(noise), np.mean(leads))
+
+
+def test_ambiguity_is_that_on_new_rows_of_what_the_members_resemble():
+    """Members, and the data, are normal densities with means that are drawn alike."""
+    generator, estimates, leads = torch.Generator().manual_seed(0), [], []
+    for _ in range(1000):
+        means = torch.randn(6, 1, 1, generator=generator, dtype=torch.float64)
+        rows = means + torch.randn(6, 1, 10, generator=generator, dtype=torch.float64)
+        log_p = -((rows.transpose(0, 1) - means) ** 2) / 2
+        estimates.append(float(ambiguity(log_p[:5, :5])))
+        on_data = log_p[:4, 5]
+        leads.append(float((mixture_log_density(on_data) - on_data.mean(dim=0)).mean()))
+    np.testing.assert_allclose(np.mean(estimates), np.mean(leads), rtol=0.05)
+
+
+@pytest.mark.parametrize("n_members", [1, 2, 3])
+def test_members_that_agree_have_no_ambiguity(n_members):
+    log_p = torch.randn(1, n_members, 20, dtype=torch.float64).expand(n_members, -1, -1)
+    assert abs(float(ambiguity(log_p))) < 1e-12
 
 
 def broken_step(trainer, at):
