@@ -5,7 +5,7 @@ __all__ = [
     "FixedReference",
     "Proxy",
     "Tilt",
-    "ambiguity",
+    "ambiguity_at_samples",
     "mixture_log_density",
 ]
 
@@ -37,7 +37,7 @@ def mixture_of_others(log_p: Tensor) -> Tensor:
     return torch.logsumexp(others, dim=1) - math.log(n_members - 1)
 
 
-def ambiguity(log_p: Tensor) -> Tensor:
+def ambiguity_at_samples(log_p: Tensor) -> Tensor:
     r"""How far the mean of the members is ahead of a member, on rows that are new to all.
 
     .. math:: \mathrm{E} \Big[ \log \tfrac1M \sum_k p_k(x) - \tfrac1M \sum_k \log p_k(x) \Big]

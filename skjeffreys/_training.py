@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._energy import ambiguity
+from ._energy import ambiguity_at_samples
 from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
 from ._rows import Folds
 
@@ -166,7 +166,7 @@ class Trainer:
         """
         samples = self.slow_flow.transform.inv(noise)
         log_p = self.slow_flow.log_prob(samples.flatten(0, 1))
-        return float(ambiguity(log_p.unflatten(1, samples.shape[:2])))
+        return float(ambiguity_at_samples(log_p.unflatten(1, samples.shape[:2])))
 
     def is_finite(self) -> bool:
         """Whether every trained weight and every multiplier is finite."""
@@ -338,11 +338,11 @@ def train(
         if iteration % interval != 0 and remaining > 0:
             continue
         if recovery.check(trainer):
-            score, gain = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
-            history.append(_evaluation(iteration, recent, trainer, score, gain))
+            score, ambiguity = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
+            history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
             trainer.heed_held_out(score, n_held_out)
             if early_stopping is not None:
-                early_stopping.update(score + gain, trainer.slow_flow.weights)
+                early_stopping.update(score + ambiguity, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
         recent = []
         if remaining == 0:
@@ -356,7 +356,7 @@ def train(
 
 
 def _evaluation(
-    iteration: int, recent: list[Terms], trainer: Trainer, score: float, gain: float
+    iteration: int, recent: list[Terms], trainer: Trainer, score: float, ambiguity: float
 ) -> dict:
     means = torch.stack([torch.stack(terms) for terms in recent]).nanmean(dim=0).tolist()
     terms = dict(zip(Terms._fields, means, strict=True))
@@ -368,5 +368,5 @@ def _evaluation(
         "mu": float(trainer.multipliers.mu),
         "training_log_likelihood": -terms["forward"] - trainer.entropy,
         "validation_log_likelihood": score,
-        "ambiguity": gain,
+        "ambiguity": ambiguity,
     }

@@ -11,7 +11,7 @@ from skjeffreys._energy import (
     FixedReference,
     Proxy,
     Tilt,
-    ambiguity,
+    ambiguity_at_samples,
     mixture_log_density,
 )
 from skjeffreys._flow import CouplingFlows
@@ -355,7 +355,7 @@ def test_ambiguity_is_that_on_new_rows_of_what_the_members_resemble():
         means = torch.randn(6, 1, 1, generator=generator, dtype=torch.float64)
         rows = means + torch.randn(6, 1, 10, generator=generator, dtype=torch.float64)
         log_p = -((rows.transpose(0, 1) - means) ** 2) / 2
-        estimates.append(float(ambiguity(log_p[:5, :5])))
+        estimates.append(float(ambiguity_at_samples(log_p[:5, :5])))
         on_data = log_p[:4, 5]
         leads.append(float((mixture_log_density(on_data) - on_data.mean(dim=0)).mean()))
     np.testing.assert_allclose(np.mean(estimates), np.mean(leads), rtol=0.05)
@@ -364,7 +364,7 @@ def test_ambiguity_is_that_on_new_rows_of_what_the_members_resemble():
 @pytest.mark.parametrize("n_members", [1, 2, 3])
 def test_members_that_agree_have_no_ambiguity(n_members):
     log_p = torch.randn(1, n_members, 20, dtype=torch.float64).expand(n_members, -1, -1)
-    assert abs(float(ambiguity(log_p))) < 1e-12
+    assert abs(float(ambiguity_at_samples(log_p))) < 1e-12
 
 
 def broken_step(trainer, at):
