@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._energy import mixture_log_density
+from ._ensemble import mixture_log_density
 
 #: Smallest and largest multiplier of the forward divergence and of the fidelity: the slopes of
 #: ``h`` at zero and far out.

@@ -12,7 +12,7 @@ from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from ._energy import mixture_log_density
+from ._ensemble import mixture_log_density
 from ._flow import Flows
 from ._mixtures import (
     GaussianMixtures,

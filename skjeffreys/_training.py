@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ._energy import ambiguity_at_samples
+from ._ensemble import ambiguity_at_samples
 from ._problem import FixedMultipliers, LogDensities, Terms, evaluate_terms, lagrangian
 from ._rows import Folds
 

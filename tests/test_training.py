@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from skjeffreys._energy import (
-    EnsembleReference,
-    FixedReference,
-    Proxy,
-    Tilt,
-    ambiguity_at_samples,
-    mixture_log_density,
-)
+from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
+from skjeffreys._ensemble import mixture_log_density
 from skjeffreys._flow import CouplingFlows
 from skjeffreys._mixtures import GaussianMixtures, standard_normal
 from skjeffreys._problem import (
@@ -346,25 +340,6 @@ def test_ambiguity_is_the_lead_of_the_others_at_samples_of_each_member():
         others = np.delete(flow.log_prob(samples[k]).detach().numpy(), k, axis=0)
         leads.append(np.log(np.exp(others).mean(axis=0)) - others.mean(axis=0))
     np.testing.assert_allclose(trainer.ambiguity(noise), np.mean(leads))
-
-
-def test_ambiguity_is_that_on_new_rows_of_what_the_members_resemble():
-    """Members, and the data, are normal densities with means that are drawn alike."""
-    generator, estimates, leads = torch.Generator().manual_seed(0), [], []
-    for _ in range(1000):
-        means = torch.randn(6, 1, 1, generator=generator, dtype=torch.float64)
-        rows = means + torch.randn(6, 1, 10, generator=generator, dtype=torch.float64)
-        log_p = -((rows.transpose(0, 1) - means) ** 2) / 2
-        estimates.append(float(ambiguity_at_samples(log_p[:5, :5])))
-        on_data = log_p[:4, 5]
-        leads.append(float((mixture_log_density(on_data) - on_data.mean(dim=0)).mean()))
-    np.testing.assert_allclose(np.mean(estimates), np.mean(leads), rtol=0.05)
-
-
-@pytest.mark.parametrize("n_members", [1, 2, 3])
-def test_members_that_agree_have_no_ambiguity(n_members):
-    log_p = torch.randn(1, n_members, 20, dtype=torch.float64).expand(n_members, -1, -1)
-    assert abs(float(ambiguity_at_samples(log_p))) < 1e-12
 
 
 def broken_step(trainer, at):

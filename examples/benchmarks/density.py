@@ -19,7 +19,7 @@ from resume import run_missing
 from threadpoolctl import threadpool_limits
 
 from skjeffreys import JeffreysDensity
-from skjeffreys._energy import mixture_log_density
+from skjeffreys._ensemble import mixture_log_density
 
 MAXIMUM_TEST_ROWS = 2000
 OURS = "JeffreysDensity"
