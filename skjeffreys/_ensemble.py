@@ -50,8 +50,9 @@ def ambiguity_at_samples(log_p: Tensor) -> Tensor:
     1994.
     """
     n_members = len(log_p)
-    if n_members < 3:
+    if n_members == 1:
         return log_p.new_zeros(())
-    of_mixtures = mixture_of_others(log_p.flatten(1)).view_as(log_p)
-    means = (log_p.sum(dim=0) - log_p) / (n_members - 1)
-    return (of_mixtures - means).diagonal().mean()
+    itself = torch.eye(n_members, dtype=torch.bool, device=log_p.device)[:, :, None]
+    of_mixtures = torch.logsumexp(log_p.masked_fill(itself, -math.inf), dim=0)
+    sums = log_p.masked_fill(itself, 0.0).sum(dim=0)
+    return (of_mixtures - math.log(n_members - 1) - sums / (n_members - 1)).mean()
