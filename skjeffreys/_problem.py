@@ -44,10 +44,11 @@ DATA_MULTIPLIERS = (0.1, 10.0)
 #: proxy is far from the flow, not that it is the better of the two, and must not take over.
 REVERSE_ROWS = 200
 #: Nats by which the log-likelihood of all rows left out is behind its best for this bound to grow
-#: by a factor of e: flows that overfit learn more from the other members than from their rows.
+#: by a factor of e, and that of the forward divergence to fall by it: flows that overfit learn
+#: more from the other members than from their rows.
 OVERFITTING_SCALE = 60.0
-#: Largest factor by which it grows.
-MAXIMUM_GROWTH = 10.0
+#: Largest factors by which it grows, and that of the forward divergence falls: to its smallest.
+MAXIMUM_GROWTH, MAXIMUM_FALL = 10.0, DATA_MULTIPLIERS[1] / DATA_MULTIPLIERS[0]
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
 MAXIMUM_DIFFERENCE = 0.5
@@ -193,9 +194,9 @@ class AdaptiveMultipliers(FixedMultipliers):
         \mu \leftarrow \mu + \eta (Z_\psi - 1) .
 
     A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`, or at its
-    largest value, which for the reverse divergence grows where the flows overfit.
-    Divergences are in nats and do not depend on the units of the data; neither
-    do the multipliers.
+    largest value, which for the reverse divergence grows and for the forward divergence falls
+    where the flows overfit. Divergences are in nats and do not depend on the units of the data;
+    neither do the multipliers.
 
     Parameters
     ----------
@@ -210,7 +211,7 @@ class AdaptiveMultipliers(FixedMultipliers):
     ) -> None:
         self.minimum = torch.as_tensor(smallest, dtype=torch.float32, device=device)
         self.maximum = torch.as_tensor(largest, dtype=torch.float32, device=device)
-        self.growth = torch.ones_like(self.maximum)
+        self.factors = torch.ones_like(self.maximum)
         super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property
@@ -229,12 +230,14 @@ class AdaptiveMultipliers(FixedMultipliers):
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""
         violation = torch.stack(terms[:3]) - self.levels
-        largest = self.growth * self.maximum
+        largest = self.factors * self.maximum
         self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, largest)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)
 
     def heed_overfitting(self, loss: float) -> None:
-        """Let the reverse multiplier grow beyond its largest value where the flows overfit.
+        """Let the other members count for more, and the rows for less, where the flows overfit.
+
+        The largest reverse multiplier grows and the largest forward multiplier falls.
 
         Parameters
         ----------
@@ -242,4 +245,6 @@ class AdaptiveMultipliers(FixedMultipliers):
             How far the log-likelihood of the rows left out, their sum, is behind its best, in
             nats.
         """
-        self.growth[1] = math.exp(min(loss / OVERFITTING_SCALE, math.log(MAXIMUM_GROWTH)))
+        exponent = loss / OVERFITTING_SCALE
+        self.factors[0] = math.exp(-min(exponent, math.log(MAXIMUM_FALL)))
+        self.factors[1] = math.exp(min(exponent, math.log(MAXIMUM_GROWTH)))

@@ -9,6 +9,7 @@ from skjeffreys import JeffreysDensity
 from skjeffreys._problem import (
     DATA_MULTIPLIERS,
     DUAL_STEP,
+    MAXIMUM_FALL,
     MAXIMUM_GROWTH,
     AdaptiveMultipliers,
     FixedMultipliers,
@@ -187,15 +188,15 @@ def test_the_reverse_divergence_counts_for_a_number_of_rows(n_rows, share):
 
 
 @pytest.mark.parametrize("largest", [slopes_of_price(1000)[1], [torch.inf] * 3])
-def test_overfitting_lets_the_reverse_multiplier_grow_and_no_other(largest):
+def test_overfitting_moves_the_bounds_of_forward_and_reverse_and_no_infinite_ones(largest):
     plain = AdaptiveMultipliers(slopes_of_price(1000)[0], largest, CPU)
     overfitting = copy.deepcopy(plain)
     overfitting.heed_overfitting(1e6)
     for _ in range(1000):
         for multipliers in (plain, overfitting):
             multipliers.ascend(terms(50.0, 7.0, 50.0, 1.0))
-    factor = 1.0 if math.isinf(largest[1]) else MAXIMUM_GROWTH
-    expected = plain.lambdas * torch.tensor([1.0, factor, 1.0])
+    factors = [1.0] * 3 if math.isinf(largest[1]) else [1 / MAXIMUM_FALL, MAXIMUM_GROWTH, 1.0]
+    expected = plain.lambdas * torch.tensor(factors)
     torch.testing.assert_close(overfitting.lambdas, expected)
 
 

@@ -14,6 +14,7 @@ from skjeffreys._problem import (
     DAMPING,
     DATA_MULTIPLIERS,
     DUAL_STEP,
+    MAXIMUM_FALL,
     MAXIMUM_GROWTH,
     OVERFITTING_SCALE,
     REVERSE_ROWS,
@@ -299,14 +300,16 @@ def test_entropy_only_falls():
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
-def test_the_reverse_divergence_gains_as_held_out_rows_get_worse_and_loses_as_they_recover():
-    trainer, growth = make_trainer(), []
+def test_bounds_move_from_forward_to_reverse_as_held_out_rows_get_worse_and_back():
+    trainer, factors = make_trainer(), []
     for log_likelihood in (-3.0, -2.0, -2.5, -3.0, -2.0, -1.0, -1e9):
         trainer.heed_held_out(log_likelihood, 30)
-        growth.append(float(trainer.multipliers.growth[1]))
+        factors.append(trainer.multipliers.factors.tolist())
     per_nat = math.exp(30 / OVERFITTING_SCALE)
-    expected = [1, 1, per_nat**0.5, per_nat, 1, 1, MAXIMUM_GROWTH]
-    np.testing.assert_allclose(growth, expected)
+    growth = [1, 1, per_nat**0.5, per_nat, 1, 1, MAXIMUM_GROWTH]
+    fall = [*growth[:-1], MAXIMUM_FALL]
+    expected = np.column_stack([1 / np.array(fall), growth, np.ones(7)])
+    np.testing.assert_allclose(factors, expected, rtol=1e-6)
 
 
 def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
