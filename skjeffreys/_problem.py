@@ -47,7 +47,7 @@ REVERSE_ROWS = 200
 #: by a factor of e, and that of the forward divergence to fall by it: flows that overfit learn
 #: more from the other members than from their rows.
 OVERFITTING_SCALE = 60.0
-#: Largest factors by which it grows, and that of the forward divergence falls: to its smallest.
+#: Largest factors by which the one grows and the other falls: to the smallest forward multiplier.
 MAXIMUM_GROWTH, MAXIMUM_FALL = 10.0, DATA_MULTIPLIERS[1] / DATA_MULTIPLIERS[0]
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
@@ -211,7 +211,7 @@ class AdaptiveMultipliers(FixedMultipliers):
     ) -> None:
         self.minimum = torch.as_tensor(smallest, dtype=torch.float32, device=device)
         self.maximum = torch.as_tensor(largest, dtype=torch.float32, device=device)
-        self.factors = torch.ones_like(self.maximum)
+        self.largest = self.maximum
         super().__init__(torch.ones_like(self.minimum).clamp(self.minimum, self.maximum), device)
 
     @property
@@ -230,14 +230,14 @@ class AdaptiveMultipliers(FixedMultipliers):
     def ascend(self, terms: Terms) -> None:
         """Take one step of dual ascent."""
         violation = torch.stack(terms[:3]) - self.levels
-        largest = self.factors * self.maximum
-        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, largest)
+        self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, self.largest)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)
 
     def heed_overfitting(self, loss: float) -> None:
         """Let the other members count for more, and the rows for less, where the flows overfit.
 
-        The largest reverse multiplier grows and the largest forward multiplier falls.
+        The largest reverse multiplier grows and the largest forward multiplier falls, but never
+        below it: flows that are pulled off their rows must be able to return.
 
         Parameters
         ----------
@@ -246,5 +246,7 @@ class AdaptiveMultipliers(FixedMultipliers):
             nats.
         """
         exponent = loss / OVERFITTING_SCALE
-        self.factors[0] = math.exp(-min(exponent, math.log(MAXIMUM_FALL)))
-        self.factors[1] = math.exp(min(exponent, math.log(MAXIMUM_GROWTH)))
+        forward, reverse, fidelity = self.maximum
+        reverse = reverse * math.exp(min(exponent, math.log(MAXIMUM_GROWTH)))
+        forward = forward / math.exp(min(exponent, math.log(MAXIMUM_FALL)))
+        self.largest = torch.stack([torch.maximum(forward, reverse), reverse, fidelity])
