@@ -47,8 +47,8 @@ REVERSE_ROWS = 200
 #: by a factor of e, and that of the forward divergence to fall by it: flows that overfit learn
 #: more from the other members than from their rows.
 OVERFITTING_SCALE = 60.0
-#: Largest factors by which the one grows and the other falls: to the smallest forward multiplier.
-MAXIMUM_GROWTH, MAXIMUM_FALL = 10.0, DATA_MULTIPLIERS[1] / DATA_MULTIPLIERS[0]
+#: Largest factors by which the one grows and the other falls.
+MAXIMUM_GROWTH, MAXIMUM_FALL = 10.0, 100.0
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
 MAXIMUM_DIFFERENCE = 0.5
@@ -249,4 +249,5 @@ class AdaptiveMultipliers(FixedMultipliers):
         forward, reverse, fidelity = self.maximum
         reverse = reverse * math.exp(min(exponent, math.log(MAXIMUM_GROWTH)))
         forward = forward / math.exp(min(exponent, math.log(MAXIMUM_FALL)))
-        self.largest = torch.stack([torch.maximum(forward, reverse), reverse, fidelity])
+        largest = torch.stack([torch.maximum(forward, reverse), reverse, fidelity])
+        self.largest = torch.maximum(largest, self.minimum)

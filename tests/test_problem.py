@@ -201,6 +201,12 @@ def test_overfitting_moves_the_bound_of_reverse_up_and_that_of_forward_down_to_i
     torch.testing.assert_close(ascend_far(multipliers), torch.tensor(expected))
 
 
+def test_overfitting_leaves_a_multiplier_at_its_smallest_value_at_least():
+    multipliers = AdaptiveMultipliers([0.5, 0.01, 0.5], [1.0, 0.02, 1.0], CPU)
+    multipliers.heed_overfitting(1e6)
+    assert float(ascend_far(multipliers)[0]) == 0.5
+
+
 def test_overfitting_moves_no_infinite_bound():
     plain = AdaptiveMultipliers(slopes_of_price(1000)[0], [torch.inf] * 3, CPU)
     overfitting = copy.deepcopy(plain)
