@@ -30,7 +30,7 @@ from ._mixtures import (
 )
 from ._normalizer import measure_normalizer
 from ._power import Unbending
-from ._problem import AdaptiveMultipliers, FixedMultipliers, slopes_of_price
+from ._problem import LARGEST, SMALLEST, AdaptiveMultipliers, FixedMultipliers
 from ._regression import fit_regressions
 from ._rows import Rows, canonical_rows, split_rows, tied_columns, warn_degenerate
 from ._stacking import Candidate, stack
@@ -294,7 +294,7 @@ class JeffreysEstimator(BaseEstimator):
     def _train(self, models, folds, seed):
         n_rows = len(folds.rows.values)
         device = resolve_device(self.device, n_rows)
-        trainer = self._new_trainer(models.to(device), folds.training.shape[1])
+        trainer = self._new_trainer(models.to(device))
         history = train(
             trainer,
             folds.to(device),
@@ -306,14 +306,14 @@ class JeffreysEstimator(BaseEstimator):
         )
         return trainer, history
 
-    def _new_trainer(self, models, n_rows):
-        """Return what takes the steps; ``n_rows`` are those that a member trains on."""
-        multipliers = self._new_multipliers(n_rows, models["flow"].weights.device)
+    def _new_trainer(self, models):
+        """Return what takes the steps."""
+        multipliers = self._new_multipliers(models["flow"].weights.device)
         return Trainer(models, multipliers, self.learning_rate_init)
 
-    def _new_multipliers(self, n_rows, device):
+    def _new_multipliers(self, device):
         if self.objective == "jeffreys":
-            return AdaptiveMultipliers(*slopes_of_price(n_rows), device)
+            return AdaptiveMultipliers(SMALLEST, LARGEST, device)
         weights = self.weights if self.objective == "weighted" else (1.0, 0.0, 0.0)
         return FixedMultipliers(weights, device)
 

@@ -22,7 +22,6 @@ __all__ = [
     "Terms",
     "evaluate_terms",
     "lagrangian",
-    "slopes_of_price",
 ]
 
 import math
@@ -36,19 +35,17 @@ from torch import Tensor
 
 from ._ensemble import mixture_log_density
 
-#: Smallest and largest multiplier of the forward divergence and of the fidelity: the slopes of
-#: ``h`` at zero and far out.
-DATA_MULTIPLIERS = (0.1, 10.0)
-#: Rows that the reverse divergence counts for at most, beside those of the data. What the other
-#: members know matters where rows are few; a reverse divergence that stays large says that the
-#: proxy is far from the flow, not that it is the better of the two, and must not take over.
-REVERSE_ROWS = 200
-#: Nats by which the log-likelihood of all rows left out is behind its best for this bound to grow
-#: by a factor of e, and that of the forward divergence to fall by it: flows that overfit learn
-#: more from the other members than from their rows.
+#: Smallest and largest multipliers of the forward divergence, the reverse divergence and the
+#: fidelity: the slopes of ``h`` at zero and far out. A reverse divergence that stays large says
+#: that the proxy is far from the flow, not that it is the better of the two: it never outweighs
+#: the rows of flows that do not overfit.
+SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.1, 0.3)
+#: Nats by which the log-likelihood of all rows left out is behind its best for the largest
+#: reverse multiplier to grow by a factor of e: flows that overfit learn more from the other
+#: members than from their rows.
 OVERFITTING_SCALE = 60.0
-#: Largest factors by which the one grows and the other falls.
-MAXIMUM_GROWTH, MAXIMUM_FALL = 10.0, 100.0
+#: Largest factor by which it grows.
+MAXIMUM_GROWTH = 10.0
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
 #: in nats from its mean.
 MAXIMUM_DIFFERENCE = 0.5
@@ -155,13 +152,6 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     return divergences + len(p_y) * mu * (weights * log_densities.q_y).mean()
 
 
-def slopes_of_price(n_rows: int) -> tuple[list[float], list[float]]:
-    """Return the smallest and the largest multipliers, for ``n_rows`` that a member trains on."""
-    smallest, largest = DATA_MULTIPLIERS
-    largest_reverse = smallest * min(1.0, REVERSE_ROWS / n_rows)
-    return [smallest, 0.1 * largest_reverse, smallest], [largest, largest_reverse, largest]
-
-
 class FixedMultipliers:
     """Multipliers that never move: the weighted problem.
 
@@ -179,7 +169,7 @@ class FixedMultipliers:
     def ascend(self, terms: Terms) -> None:
         """Do nothing."""
 
-    def heed_overfitting(self, loss: float) -> None:
+    def move_bounds(self, loss: float, fraction_left: float) -> None:
         """Do nothing."""
 
 
@@ -194,15 +184,13 @@ class AdaptiveMultipliers(FixedMultipliers):
         \mu \leftarrow \mu + \eta (Z_\psi - 1) .
 
     A multiplier settles where it equals its divergence plus :math:`\varepsilon_i`, or at its
-    largest value, which for the reverse divergence grows and for the forward divergence falls
-    where the flows overfit. Divergences are in nats and do not depend on the units of the data;
-    neither do the multipliers.
+    largest value, which :meth:`move_bounds` moves. Divergences are in nats and do not depend on
+    the units of the data; neither do the multipliers.
 
     Parameters
     ----------
     smallest, largest : sequence of float, shape (3,)
-        The slopes of ``h`` at zero and far out, which may be infinite; those of the library
-        are from :func:`slopes_of_price`.
+        The slopes of ``h`` at zero and far out, which may be infinite.
     device : torch.device
     """
 
@@ -233,21 +221,24 @@ class AdaptiveMultipliers(FixedMultipliers):
         self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, self.largest)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)
 
-    def heed_overfitting(self, loss: float) -> None:
-        """Let the other members count for more, and the rows for less, where the flows overfit.
+    def move_bounds(self, loss: float, fraction_left: float) -> None:
+        """Let the other members count for less late in training, and for more where flows overfit.
 
-        The largest reverse multiplier grows and the largest forward multiplier falls, but never
-        below it: flows that are pulled off their rows must be able to return.
+        The largest reverse multiplier falls with the learning rate: what members learn at small
+        steps, each something else, their mean adds up. It grows where they overfit, and the
+        largest forward multiplier is never below it: flows that are pulled off their rows must
+        be able to return.
 
         Parameters
         ----------
         loss : float
             How far the log-likelihood of the rows left out, their sum, is behind its best, in
             nats.
+        fraction_left : float
+            Of the steps, in proportion to which the learning rate falls; positive.
         """
-        exponent = loss / OVERFITTING_SCALE
+        growth = loss / OVERFITTING_SCALE + math.log(fraction_left)
         forward, reverse, fidelity = self.maximum
-        reverse = reverse * math.exp(min(exponent, math.log(MAXIMUM_GROWTH)))
-        forward = forward / math.exp(min(exponent, math.log(MAXIMUM_FALL)))
+        reverse = reverse * math.exp(min(growth, math.log(MAXIMUM_GROWTH)))
         largest = torch.stack([torch.maximum(forward, reverse), reverse, fidelity])
         self.largest = torch.maximum(largest, self.minimum)

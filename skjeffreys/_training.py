@@ -129,8 +129,8 @@ class Trainer:
         loss = loss - (SAMPLING_INTERVAL - 1) * in_other_steps
         return loss, evaluate_terms(log_densities, self.entropy)
 
-    def heed_held_out(self, log_likelihood: float, n_rows: int) -> None:
-        """Lower the entropy of the data, or heed overfitting, as held-out rows show.
+    def heed_held_out(self, log_likelihood: float, n_rows: int, fraction_left: float) -> None:
+        """Lower the entropy of the data and move the bounds of the multipliers.
 
         The entropy is at most the negative log-likelihood that any model reaches on rows it
         has not seen. An allowance below the best so far leaves the flow room to improve; where
@@ -143,11 +143,13 @@ class Trainer:
             Mean over the rows that the members leave out.
         n_rows : int
             Their number.
+        fraction_left : float
+            Of the steps; positive.
         """
         allowance = ENTROPY_ALLOWANCE * self.flow.base.n_features
         self.entropy = min(self.entropy, -log_likelihood - allowance)
         best = -self.entropy - allowance
-        self.multipliers.heed_overfitting(n_rows * (best - log_likelihood))
+        self.multipliers.move_bounds(n_rows * (best - log_likelihood), fraction_left)
 
     @torch.no_grad()
     def held_out_log_likelihood(self, folds: Folds) -> float:
@@ -327,7 +329,7 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     n_held_out = folds.held_out.numel()
-    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), n_held_out)
+    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), n_held_out, 1.0)
     conditions = folds.rows.draw_conditions(EVALUATION_SAMPLES, generator)
     noise = trainer.slow_flow.base.sample(conditions, generator)
     remaining = max_iter
@@ -340,10 +342,10 @@ def train(
         if recovery.check(trainer):
             score, ambiguity = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
             history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
-            trainer.heed_held_out(score, n_held_out)
             if early_stopping is not None:
                 early_stopping.update(score + ambiguity, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
+            trainer.heed_held_out(score, n_held_out, max(remaining, 1) / max_iter)
         recent = []
         if remaining == 0:
             break

@@ -12,15 +12,13 @@ from skjeffreys._flow import CouplingFlows
 from skjeffreys._mixtures import GaussianMixtures, standard_normal
 from skjeffreys._problem import (
     DAMPING,
-    DATA_MULTIPLIERS,
     DUAL_STEP,
-    MAXIMUM_FALL,
+    LARGEST,
     MAXIMUM_GROWTH,
     OVERFITTING_SCALE,
-    REVERSE_ROWS,
+    SMALLEST,
     AdaptiveMultipliers,
     FixedMultipliers,
-    slopes_of_price,
 )
 from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
@@ -60,7 +58,7 @@ def random_models(with_proxy=True, seed=0):
 
 def make_trainer(multipliers=None, with_proxy=True, learning_rate=0.01):
     if multipliers is None:
-        multipliers = AdaptiveMultipliers(*slopes_of_price(300), CPU)
+        multipliers = AdaptiveMultipliers(SMALLEST, LARGEST, CPU)
     for name, value in vars(multipliers).items():
         setattr(multipliers, name, value.double())
     trainer = Trainer(random_models(with_proxy), multipliers, learning_rate)
@@ -147,12 +145,9 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         for p, gradient in zip(psi, gradients_psi, strict=True):
             p -= step * gradient / total
         slow_flow.weights.copy_(SLOW_DECAY * slow_flow.weights + (1 - SLOW_DECAY) * theta)
-    lambdas, (smallest, largest) = by_hand.multipliers.lambdas, DATA_MULTIPLIERS
-    largest_reverse = smallest * REVERSE_ROWS / 300
-    minimum = torch.tensor([smallest, 0.1 * largest_reverse, smallest], dtype=torch.float64)
-    maximum = torch.tensor([largest, largest_reverse, largest], dtype=torch.float64)
-    lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - minimum))
-    lambdas = lambdas.clamp(minimum, maximum)
+    lambdas, smallest = by_hand.multipliers.lambdas, torch.tensor(SMALLEST).double()
+    lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - smallest))
+    lambdas = lambdas.clamp(smallest, torch.tensor(LARGEST).double())
 
     trainer.step(x, seeded(), 1)
     for stepped, written in (
@@ -294,24 +289,28 @@ def test_history_has_a_row_per_evaluation():
 
 def test_entropy_only_falls():
     trainer = make_trainer()
-    trainer.heed_held_out(-2.0, 10)
+    trainer.heed_held_out(-2.0, 10, 1.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
-    trainer.heed_held_out(-3.0, 10)
+    trainer.heed_held_out(-3.0, 10, 1.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
-def test_bounds_move_from_forward_to_reverse_as_held_out_rows_get_worse_and_back():
+def test_the_reverse_bound_grows_as_held_out_rows_get_worse_and_falls_as_steps_are_left():
     trainer, largest = make_trainer(), []
-    for log_likelihood in (-3.0, -2.0, -2.5, -3.0, -2.0, -1.0, -1e9):
-        trainer.heed_held_out(log_likelihood, 30)
-        largest.append(trainer.multipliers.largest)
+    for log_likelihood, fraction_left in [
+        (-3.0, 1.0),
+        (-2.0, 0.8),
+        (-2.5, 0.8),
+        (-3.0, 0.8),
+        (-2.0, 0.5),
+        (-1.0, 0.5),
+        (-1e9, 0.5),
+    ]:
+        trainer.heed_held_out(log_likelihood, 30, fraction_left)
+        largest.append(float(trainer.multipliers.largest[1] / trainer.multipliers.maximum[1]))
     per_nat = math.exp(30 / OVERFITTING_SCALE)
-    factors = torch.tensor([1, 1, per_nat**0.5, per_nat, 1, 1, MAXIMUM_GROWTH])
-    forward, reverse, fidelity = trainer.multipliers.maximum
-    reverse = factors * reverse
-    expected = torch.stack([forward / factors, reverse, fidelity.expand(7)], dim=1)
-    expected[-1, 0] = max(forward / MAXIMUM_FALL, reverse[-1])
-    torch.testing.assert_close(torch.stack(largest), expected)
+    expected = [1, 0.8, 0.8 * per_nat**0.5, 0.8 * per_nat, 0.5, 0.5, MAXIMUM_GROWTH]
+    assert largest == pytest.approx(expected)
 
 
 def test_early_stopping_keeps_the_best_and_ignores_small_improvements():

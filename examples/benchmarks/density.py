@@ -26,6 +26,7 @@ OURS = "JeffreysDensity"
 METHODS = {
     OURS: lambda seed: JeffreysDensity(random_state=seed),
     "likelihood": lambda seed: JeffreysDensity(objective="likelihood", random_state=seed),
+    "independent energy": lambda seed: JeffreysDensity(proxy="energy", random_state=seed),
     "JeffreysDensity, last": lambda seed: JeffreysDensity(
         early_stopping=False, max_iter=1000, random_state=seed
     ),

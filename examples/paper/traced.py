@@ -7,7 +7,7 @@ import math
 
 from flows_alone import FlowDensity
 
-from skjeffreys._problem import DATA_MULTIPLIERS, AdaptiveMultipliers
+from skjeffreys._problem import SMALLEST, AdaptiveMultipliers
 
 
 class Trace:
@@ -43,8 +43,8 @@ class TracedDensity(FlowDensity):
     There is no early stopping: the fit ends with the last iterate.
     """
 
-    def _new_trainer(self, models, n_rows):
-        trainer = super()._new_trainer(models, n_rows)
+    def _new_trainer(self, models):
+        trainer = super()._new_trainer(models)
         self._trace = Trace(trainer)
         return trainer
 
@@ -81,6 +81,6 @@ class PaperDensity(TracedDensity):
             random_state=random_state,
         )
 
-    def _new_multipliers(self, n_rows, device):
-        smallest = DATA_MULTIPLIERS[0]
+    def _new_multipliers(self, device):
+        smallest = SMALLEST[0]
         return AdaptiveMultipliers([smallest] * 3, [math.inf] * 3, device)

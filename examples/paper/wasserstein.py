@@ -69,7 +69,7 @@ class WassersteinTrainer(Trainer):
 class TracedWasserstein(TracedDensity):
     """The flow of a JeffreysDensity with one member, trained as a generator."""
 
-    def _new_trainer(self, models, n_rows):
+    def _new_trainer(self, models):
         multipliers = FixedMultipliers((1.0, 0.0, 0.0), models["flow"].weights.device)
         with seeded_initialization(self.random_state):
             trainer = WassersteinTrainer(models, multipliers, self.learning_rate_init)
