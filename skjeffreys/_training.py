@@ -218,10 +218,15 @@ class EarlyStopping:
     the first plateau leaves a quarter of the remaining steps, with learning rates as at the end
     of the schedule, and so does each that follows an improvement. The others end training.
 
+    Where flows were no further on the rows they are trained on than on new ones when they were
+    best, and still are not, they do not overfit. What holds them up is the noise of large steps,
+    and the schedule makes these smaller.
+
     Parameters
     ----------
     patience : int
-        Evaluations without an improvement of more than ``tolerance`` that make a plateau.
+        Evaluations of flows that overfit, one after the other without an improvement of more than
+        ``tolerance``, that make a plateau.
     tolerance : float
         In nats.
     """
@@ -230,23 +235,28 @@ class EarlyStopping:
         self.patience = patience
         self.tolerance = tolerance
         self.best_score = -math.inf
+        self.best_gap = math.inf
         self.best_weights = None
         self.evaluations_without_change = 0
         self.last_plateau = -math.inf
 
-    def update(self, score: float, weights: Tensor) -> None:
+    def update(self, score: float, gap: float, weights: Tensor) -> None:
         """Take note of an evaluation.
 
         Parameters
         ----------
         score : float
             Log-likelihood of new rows, in nats.
+        gap : float
+            How far the log-likelihood of the training rows is ahead of that of new ones, in nats.
         weights : Tensor
         """
         improved = score > self.best_score + self.tolerance
-        self.evaluations_without_change = 0 if improved else self.evaluations_without_change + 1
         if self.best_weights is None or score > self.best_score:
-            self.best_score, self.best_weights = score, weights.detach().clone()
+            self.best_score, self.best_gap = score, gap
+            self.best_weights = weights.detach().clone()
+        goes_on = improved or max(gap, self.best_gap) <= 0
+        self.evaluations_without_change = 0 if goes_on else self.evaluations_without_change + 1
 
     def shorten(self, remaining: int) -> int:
         """Return how many of the remaining steps to take: fewer on a plateau, or none."""
@@ -343,7 +353,8 @@ def train(
             score, ambiguity = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
             history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
             if early_stopping is not None:
-                early_stopping.update(score + ambiguity, trainer.slow_flow.weights)
+                gap = history[-1]["training_log_likelihood"] - score
+                early_stopping.update(score + ambiguity, gap, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
             trainer.heed_held_out(score, n_held_out, max(remaining, 1) / max_iter)
         recent = []

@@ -246,18 +246,24 @@ def recorded_rates(trainer):
     return rates
 
 
-def test_a_plateau_lowers_the_learning_rate_and_a_second_one_ends_training():
+def make_overfitting_trainer():
+    """A trainer whose flows are always far behind on new rows, and never get better there."""
     trainer = make_trainer(learning_rate=0.5)
+    trainer.held_out_log_likelihood = lambda folds: -1000.0
+    return trainer
+
+
+def test_a_plateau_lowers_the_learning_rate_and_a_second_one_ends_training():
+    trainer = make_overfitting_trainer()
     rates = recorded_rates(trainer)
     history = run(trainer, EarlyStopping(2, 1e6), max_iter=1000)
-    # Nothing improves by a million nats after the first evaluation.
     assert history["iteration"].tolist() == [25, 50, 75, 100, 125]
     np.testing.assert_allclose(rates[WARM_UP:75], 0.5 * np.arange(1000 - WARM_UP, 925, -1) / 1000)
     np.testing.assert_allclose(rates[75:], 0.5 * np.arange(925 // 4, 925 // 4 - 50, -1) / 1000)
 
 
 def test_training_ends_where_the_shortened_schedule_does():
-    trainer = make_trainer(learning_rate=0.5)
+    trainer = make_overfitting_trainer()
     rates = recorded_rates(trainer)
     history = run(trainer, EarlyStopping(2, 1e6), max_iter=125)
     assert history["iteration"].tolist() == [25, 50, 75, 75 + 50 // 4]
@@ -267,9 +273,29 @@ def test_training_ends_where_the_shortened_schedule_does():
 def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it():
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score in [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]:
-        early_stopping.update(score, torch.zeros(1, 1))
+        early_stopping.update(score, 1.0, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == [100, 100, 25, 100, 100, 25, 100, 0]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [
+        # They overfit when they were best; since then the others took them off their rows.
+        ([-1.0, 1.0, -1.0, -1.0, -1.0], [100, 100, 100, 25, 100]),
+        # They do now.
+        ([-1.0, -1.0, 1.0, 1.0, 1.0], [100, 100, 100, 25, 100]),
+        # Once is not enough: as long as they do not, nothing counts.
+        ([-1.0, -1.0, 1.0, -1.0, 1.0], [100, 100, 100, 100, 100]),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], [100, 100, 100, 100, 100]),
+    ],
+)
+def test_a_plateau_of_flows_that_do_not_overfit_changes_nothing(gaps, expected):
+    early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
+    for score, gap in zip([0.0, 1.0, 0.5, 0.5, 0.5], gaps, strict=True):
+        early_stopping.update(score, gap, torch.zeros(1, 1))
+        shortened.append(early_stopping.shorten(100))
+    assert shortened == expected
 
 
 def test_long_training_is_evaluated_more_rarely(monkeypatch):
@@ -317,7 +343,7 @@ def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
     early_stopping = EarlyStopping(patience=2, tolerance=0.1)
     plateaus = []
     for i, score in enumerate([0.0, 1.0, 1.05, 0.5]):
-        early_stopping.update(score, torch.full((2, 3), float(i)))
+        early_stopping.update(score, 1.0, torch.full((2, 3), float(i)))
         plateaus.append(early_stopping.shorten(100) < 100)
     assert plateaus == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.
