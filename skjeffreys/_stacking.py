@@ -36,8 +36,10 @@ USEFUL_WEIGHT = 0.01
 SMALLEST_WEIGHT = 0.001
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
-#: Fits of a useful kind from each of them that is useful too.
-FITS = 3
+#: Log-likelihood of the rows left out, in nats a row, that one more fit of each has to gain.
+USEFUL_GAIN = 0.05
+#: Fits of each, at most.
+MAXIMUM_FITS = 8
 #: Gain of a step of expectation maximisation, in nats a row, below which it has converged.
 TOLERANCE = 1e-7
 #: Steps at most.
@@ -115,9 +117,9 @@ def stack(
     """Set mixtures of the same members beside flows, weighed by the rows left out.
 
     A mixture of many components depends on where its fit started, and a mean of fits that
-    started elsewhere is better than any of them. So what is useful is fitted several times. That
-    takes long: candidates are tried first on the rows of a few members, and then useful ones, from
-    each start, once on those of all.
+    started elsewhere is better than any of them. So what is useful is fitted several times, as long
+    as rows left out gain by it. That takes long: candidates are tried first on the rows of a few
+    members, and then useful ones, from each start, once on those of all.
 
     Parameters
     ----------
@@ -136,16 +138,15 @@ def stack(
     fits = _Fits(candidates, folds, tailed, n_jobs)
     log_p = flow.log_prob(fits.held_out)
     few = max(1, flow.n_members // 2)
-    tried = fits.log_densities(candidates, fits.fit(candidates, few, [seed]))
-    useful = []
-    if fits.weigh([log_p[:few], *tried])[1:].sum() >= USEFUL_WEIGHT:
-        # Told among mixtures alone. Through the proxy, flows know something of the rows that their
-        # member leaves out, and would crowd out mixtures that are worth more on new rows.
-        useful = _restarts(compress(candidates, fits.weigh(tried) >= USEFUL_WEIGHT))
-        tried = fits.log_densities(useful, fits.fit(useful, flow.n_members, [seed]))
-        useful = list(compress(useful, fits.weigh(tried) >= USEFUL_WEIGHT))
-    mixtures = fits.fit(useful, flow.n_members, range(seed, seed + FITS))
-    weights = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
+    useful = _restarts(fits.useful(candidates, log_p[:few], seed))
+    useful = fits.useful(useful, log_p, seed)
+    best = -torch.inf
+    for n_fits in range(1, MAXIMUM_FITS + 1):
+        mixtures = fits.fit(useful, flow.n_members, range(seed, seed + n_fits))
+        weights, score = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
+        if score < best + USEFUL_GAIN:
+            break
+        best = score
     weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
     return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
 
@@ -202,11 +203,40 @@ class _Fits:
             for (preprocessing, _), members in zip(candidates, mixtures, strict=True)
         ]
 
-    def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
-        """Return the weights of densities, from (n_members, n) of each."""
+    def useful(self, candidates: Sequence[Candidate], log_p: Tensor, seed: int) -> list[Candidate]:
+        """Return the candidates that get a weight among each other, after a fit to some members.
+
+        Flows are asked only whether any mixture is of use. Through the proxy they know something of
+        the rows that their member leaves out, and would crowd out mixtures that are worth more on
+        new rows.
+
+        Parameters
+        ----------
+        candidates : sequence of Candidate
+        log_p : Tensor of shape (n_members, n)
+            Log-densities of the flows of these members, the first, at the rows that each leaves
+            out.
+        seed : int
+        """
+        if not candidates:
+            return []
+        tried = self.log_densities(candidates, self.fit(candidates, len(log_p), [seed]))
+        (of_flows, *_), _ = self.weigh([log_p, *tried])
+        if 1 - of_flows < USEFUL_WEIGHT:
+            return []
+        weights, _ = self.weigh(tried)
+        return list(compress(candidates, weights >= USEFUL_WEIGHT))
+
+    def weigh(self, log_densities: Sequence[Tensor]) -> tuple[np.ndarray, float]:
+        """Return the weights of densities, from (n_members, n) of each, and the score of the sum.
+
+        The score is the mean log-density of the rows, in nats.
+        """
         log_densities = torch.stack(log_densities).flatten(1)
-        row_weights = self._row_weights.flatten()[: log_densities.shape[1]]
-        return stacking_weights(log_densities, row_weights).numpy()
+        row_weights = self._row_weights.flatten()[: log_densities.shape[1]].double()
+        weights = stacking_weights(log_densities, row_weights)
+        log_density = torch.logsumexp(weights.log()[:, None] + log_densities, dim=0)
+        return weights.numpy(), float(row_weights @ log_density / row_weights.sum())
 
 
 def _part(
