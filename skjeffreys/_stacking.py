@@ -12,7 +12,7 @@ from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from ._ensemble import mixture_log_density
+from ._ensemble import mixture_log_density, mixture_of_others
 from ._flow import Flows
 from ._mixtures import (
     GaussianMixtures,
@@ -36,8 +36,8 @@ USEFUL_WEIGHT = 0.01
 SMALLEST_WEIGHT = 0.001
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
-#: Log-likelihood of the rows left out, in nats a row, that one more fit of each has to gain.
-USEFUL_GAIN = 0.05
+#: Log-likelihood of the rows left out, in nats a row, that a fit of each is worth beside others.
+USEFUL_WORTH = 0.05
 #: Fits of each, at most.
 MAXIMUM_FITS = 8
 #: Gain of a step of expectation maximisation, in nats a row, below which it has converged.
@@ -118,7 +118,7 @@ def stack(
 
     A mixture of many components depends on where its fit started, and a mean of fits that
     started elsewhere is better than any of them. So what is useful is fitted several times, as long
-    as rows left out gain by it. That takes long: candidates are tried first on the rows of a few
+    as each fit is worth its time. That takes long: candidates are tried first on the rows of a few
     members, and then useful ones, from each start, once on those of all.
 
     Parameters
@@ -140,13 +140,9 @@ def stack(
     few = max(1, flow.n_members // 2)
     useful = _restarts(fits.useful(candidates, log_p[:few], seed))
     useful = fits.useful(useful, log_p, seed)
-    best = -torch.inf
-    for n_fits in range(1, MAXIMUM_FITS + 1):
-        mixtures = fits.fit(useful, flow.n_members, range(seed, seed + n_fits))
-        weights, score = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
-        if score < best + USEFUL_GAIN:
-            break
-        best = score
+    seeds = fits.worthwhile_seeds(useful, log_p, seed)
+    mixtures = fits.fit(useful, flow.n_members, seeds)
+    weights = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
     weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
     return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
 
@@ -221,22 +217,55 @@ class _Fits:
         if not candidates:
             return []
         tried = self.log_densities(candidates, self.fit(candidates, len(log_p), [seed]))
-        (of_flows, *_), _ = self.weigh([log_p, *tried])
-        if 1 - of_flows < USEFUL_WEIGHT:
+        if self.weigh([log_p, *tried])[1:].sum() < USEFUL_WEIGHT:
             return []
-        weights, _ = self.weigh(tried)
-        return list(compress(candidates, weights >= USEFUL_WEIGHT))
+        return list(compress(candidates, self.weigh(tried) >= USEFUL_WEIGHT))
 
-    def weigh(self, log_densities: Sequence[Tensor]) -> tuple[np.ndarray, float]:
-        """Return the weights of densities, from (n_members, n) of each, and the score of the sum.
+    def worthwhile_seeds(
+        self, candidates: Sequence[Candidate], log_p: Tensor, seed: int
+    ) -> list[int]:
+        """Return seeds of fits of each candidate, until one more is worth too little.
 
-        The score is the mean log-density of the rows, in nats.
+        Parameters
+        ----------
+        candidates : sequence of Candidate
+        log_p : Tensor of shape (n_members, n)
+            Log-densities of the flows at the rows that each leaves out.
+        seed : int
+            The first.
         """
+        seeds, of_fits, worth = [], [], torch.inf
+        while candidates and len(seeds) < MAXIMUM_FITS and worth >= USEFUL_WORTH:
+            seeds.append(seed + len(seeds))
+            mixtures = self.fit(candidates, len(log_p), seeds[-1:])
+            of_fits.append(torch.stack([log_p, *self.log_densities(candidates, mixtures)]))
+            if len(seeds) > 1:
+                worth = self.worth(torch.stack(of_fits))
+        return seeds
+
+    def worth(self, log_densities: Tensor) -> float:
+        """Return what rows left out lose without one of several fits, in nats a row.
+
+        Of the density of all, which is the mean of those of each fit. The loss is a mean over the
+        fits, and positive: that of a last fit has the same expectation and is noise where rows
+        are few.
+
+        Parameters
+        ----------
+        log_densities : Tensor of shape (n_fits, n_densities, n_members, n)
+        """
+        log_densities = log_densities.flatten(2)
+        row_weights = self._row_weights.flatten().double()
+        weights = stacking_weights(mixture_log_density(log_densities), row_weights)
+        of_fits = torch.logsumexp(weights.log()[:, None] + log_densities, dim=1)
+        losses = mixture_log_density(of_fits) - mixture_of_others(of_fits).mean(dim=0)
+        return float(row_weights @ losses / row_weights.sum())
+
+    def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
+        """Return the weights of densities, from (n_members, n) of each."""
         log_densities = torch.stack(log_densities).flatten(1)
-        row_weights = self._row_weights.flatten()[: log_densities.shape[1]].double()
-        weights = stacking_weights(log_densities, row_weights)
-        log_density = torch.logsumexp(weights.log()[:, None] + log_densities, dim=0)
-        return weights.numpy(), float(row_weights @ log_density / row_weights.sum())
+        row_weights = self._row_weights.flatten()[: log_densities.shape[1]]
+        return stacking_weights(log_densities, row_weights).numpy()
 
 
 def _part(
