@@ -30,6 +30,7 @@ from skjeffreys._stacking import (
     PRIOR_COUNT,
     Candidate,
     StackedDensity,
+    _Fits,
     stack,
     stacking_weights,
 )
@@ -196,8 +197,30 @@ def test_what_is_of_no_use_is_fitted_no_further_than_it_takes_to_tell(monkeypatc
     assert fits == expected | {good: 2 * n_members}
 
 
-def test_fits_go_on_as_long_as_rows_left_out_gain(monkeypatch):
-    """Here each knows one cluster of eight more than those before it."""
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_worth_of_a_fit_is_what_rows_left_out_lose_without_it(spread):
+    folds = make_folds(clusters(60))
+    fits = _Fits([], folds, NO_TAILS, None)
+    shape = (4, 3, *folds.held_out.shape)  # Four fits of three densities.
+    noise = spread * np.random.RandomState(0).standard_normal(shape)
+    log_densities = np.random.RandomState(1).standard_normal(shape[1:]) + noise
+
+    def score(log_densities):
+        means = logsumexp(log_densities, axis=0) - np.log(len(log_densities))
+        mixed = logsumexp(means, axis=0, b=weights[:, None, None])
+        return folds.held_out_means(torch.from_numpy(mixed)).mean()
+
+    means = torch.from_numpy(logsumexp(log_densities, axis=0) - np.log(4))
+    weights = fits.weigh(list(means))
+    without_each = [score(np.delete(log_densities, each, axis=0)) for each in range(4)]
+    expected = score(log_densities) - np.mean(without_each)
+    worth = fits.worth(torch.from_numpy(log_densities))
+    assert worth == pytest.approx(float(expected), abs=1e-9)
+    assert (worth > 0.01) == (spread > 0)
+
+
+def test_fits_go_on_as_long_as_each_is_worth_its_time(monkeypatch):
+    """Here each knows one cluster of eight."""
     n_clusters = 8
     centers = np.random.RandomState(0).uniform(-2, 2, size=(n_clusters, 3))
     X, _ = make_blobs(400, centers=centers, cluster_std=0.05, random_state=0)
