@@ -1,6 +1,6 @@
 """The density that a fit returns: flows beside Gaussian mixtures, as rows left out weigh them."""
 
-__all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights"]
+__all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights", "worth_of_a_fit"]
 
 from collections.abc import Iterable, Sequence
 from itertools import compress, product
@@ -36,7 +36,7 @@ USEFUL_WEIGHT = 0.01
 SMALLEST_WEIGHT = 0.001
 #: Where the fits of a useful kind start, each with a weight of its own.
 STARTS = ("kmeans", "random_from_data")
-#: Log-likelihood of the rows left out, in nats a row, that a fit of each is worth beside others.
+#: Smallest worth of a fit of each, in nats a row left out, for which there is one more.
 USEFUL_WORTH = 0.05
 #: Fits of each, at most.
 MAXIMUM_FITS = 8
@@ -140,8 +140,8 @@ def stack(
     few = max(1, flow.n_members // 2)
     useful = _restarts(fits.useful(candidates, log_p[:few], seed))
     useful = fits.useful(useful, log_p, seed)
-    seeds = fits.worthwhile_seeds(useful, log_p, seed)
-    mixtures = fits.fit(useful, flow.n_members, seeds)
+    n_fits = fits.worthwhile(useful, log_p, seed)
+    mixtures = fits.fit(useful, flow.n_members, range(seed, seed + n_fits))
     weights = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
     weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
     return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
@@ -221,10 +221,8 @@ class _Fits:
             return []
         return list(compress(candidates, self.weigh(tried) >= USEFUL_WEIGHT))
 
-    def worthwhile_seeds(
-        self, candidates: Sequence[Candidate], log_p: Tensor, seed: int
-    ) -> list[int]:
-        """Return seeds of fits of each candidate, until one more is worth too little.
+    def worthwhile(self, candidates: Sequence[Candidate], log_p: Tensor, seed: int) -> int:
+        """Return how many fits of each candidate there are until one more is worth too little.
 
         Parameters
         ----------
@@ -232,34 +230,16 @@ class _Fits:
         log_p : Tensor of shape (n_members, n)
             Log-densities of the flows at the rows that each leaves out.
         seed : int
-            The first.
+            Of the first.
         """
-        seeds, of_fits, worth = [], [], torch.inf
-        while candidates and len(seeds) < MAXIMUM_FITS and worth >= USEFUL_WORTH:
-            seeds.append(seed + len(seeds))
-            mixtures = self.fit(candidates, len(log_p), seeds[-1:])
-            of_fits.append(torch.stack([log_p, *self.log_densities(candidates, mixtures)]))
-            if len(seeds) > 1:
-                worth = self.worth(torch.stack(of_fits))
-        return seeds
-
-    def worth(self, log_densities: Tensor) -> float:
-        """Return what rows left out lose without one of several fits, in nats a row.
-
-        Of the density of all, which is the mean of those of each fit. The loss is a mean over the
-        fits, and positive: that of a last fit has the same expectation and is noise where rows
-        are few.
-
-        Parameters
-        ----------
-        log_densities : Tensor of shape (n_fits, n_densities, n_members, n)
-        """
-        log_densities = log_densities.flatten(2)
-        row_weights = self._row_weights.flatten().double()
-        weights = stacking_weights(mixture_log_density(log_densities), row_weights)
-        of_fits = torch.logsumexp(weights.log()[:, None] + log_densities, dim=1)
-        losses = mixture_log_density(of_fits) - mixture_of_others(of_fits).mean(dim=0)
-        return float(row_weights @ losses / row_weights.sum())
+        of_fits, row_weights = [], self._row_weights.flatten()
+        for n_fits in range(1, MAXIMUM_FITS + 1):
+            mixtures = self.fit(candidates, len(log_p), [seed + n_fits - 1])
+            log_densities = torch.stack([log_p, *self.log_densities(candidates, mixtures)])
+            of_fits.append(log_densities.flatten(1))
+            if n_fits > 1 and worth_of_a_fit(torch.stack(of_fits), row_weights) < USEFUL_WORTH:
+                break
+        return n_fits
 
     def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
         """Return the weights of densities, from (n_members, n) of each."""
@@ -343,6 +323,28 @@ def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
         weights = weights * (densities @ (row_weights / mixture)) + prior
         weights = weights / weights.sum()
     return weights
+
+
+def worth_of_a_fit(log_densities: Tensor, row_weights: Tensor) -> float:
+    r"""Loss of rows without one of several fits of a mixture of densities, in nats a row.
+
+    .. math:: \sum_i v_i \Big[ \log s(x_i) - \tfrac1F \sum_f \log s_{-f}(x_i) \Big], \qquad
+        s_{-f} = \tfrac1{F - 1} \sum_{g \neq f} \sum_j w_j p_{g, j}
+
+    with row weights ``v`` of sum one and the mean ``s`` of all ``F`` fits. It is never
+    negative. The gain of the last fit has the same expectation, but is mostly noise where rows
+    are few.
+
+    Parameters
+    ----------
+    log_densities : Tensor of shape (n_fits, n_densities, n)
+        Of two fits or more, at rows that they were not fitted to.
+    row_weights : Tensor of shape (n,)
+    """
+    row_weights = row_weights.double() / row_weights.sum()
+    weights = stacking_weights(mixture_log_density(log_densities), row_weights)
+    of_fits = torch.logsumexp(weights.log()[:, None] + log_densities, dim=1)
+    return float(row_weights @ (mixture_log_density(of_fits) - mixture_of_others(of_fits).mean(0)))
 
 
 def _rectangle(groups, n_groups):

@@ -30,9 +30,9 @@ from skjeffreys._stacking import (
     PRIOR_COUNT,
     Candidate,
     StackedDensity,
-    _Fits,
     stack,
     stacking_weights,
+    worth_of_a_fit,
 )
 
 NO_TAILS = np.array([False])
@@ -95,6 +95,27 @@ def test_weights_do_not_overflow_far_out():
     log_densities = torch.tensor([[-1e6, -2e6, 5.0], [-1e6, -2e6 + 800, 4.0]])
     weights = stacking_weights(log_densities, torch.ones(3))
     assert weights[1] > 0.4
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_worth_of_a_fit_is_what_rows_lose_without_it(spread):
+    rng = np.random.RandomState(0)
+    of_fits = rng.standard_normal((3, 40)) + spread * rng.standard_normal((4, 3, 40))
+    row_weights = rng.uniform(0.1, 2, size=40)
+
+    def means(of_fits):
+        return logsumexp(of_fits, axis=0) - np.log(len(of_fits))
+
+    weights = stacking_weights(torch.from_numpy(means(of_fits)), torch.from_numpy(row_weights))
+
+    def score(of_fits):
+        mixed = logsumexp(means(of_fits), axis=0, b=weights.numpy()[:, None])
+        return np.average(mixed, weights=row_weights)
+
+    without_each = [score(np.delete(of_fits, each, axis=0)) for each in range(4)]
+    worth = worth_of_a_fit(torch.from_numpy(of_fits), torch.from_numpy(row_weights))
+    assert worth == pytest.approx(score(of_fits) - np.mean(without_each), abs=1e-9)
+    assert (worth > 0.01) == (spread > 0)
 
 
 def test_density_is_that_of_both_parts_and_integrates_to_one(stacked):
@@ -195,28 +216,6 @@ def test_what_is_of_no_use_is_fitted_no_further_than_it_takes_to_tell(monkeypatc
     # By half of the members; once by each, from a start of no use; twice, where all fits agree.
     expected = {poor: n_members // 2, good._replace(init_params="random_from_data"): n_members}
     assert fits == expected | {good: 2 * n_members}
-
-
-@pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_worth_of_a_fit_is_what_rows_left_out_lose_without_it(spread):
-    folds = make_folds(clusters(60))
-    fits = _Fits([], folds, NO_TAILS, None)
-    shape = (4, 3, *folds.held_out.shape)  # Four fits of three densities.
-    noise = spread * np.random.RandomState(0).standard_normal(shape)
-    log_densities = np.random.RandomState(1).standard_normal(shape[1:]) + noise
-
-    def score(log_densities):
-        means = logsumexp(log_densities, axis=0) - np.log(len(log_densities))
-        mixed = logsumexp(means, axis=0, b=weights[:, None, None])
-        return folds.held_out_means(torch.from_numpy(mixed)).mean()
-
-    means = torch.from_numpy(logsumexp(log_densities, axis=0) - np.log(4))
-    weights = fits.weigh(list(means))
-    without_each = [score(np.delete(log_densities, each, axis=0)) for each in range(4)]
-    expected = score(log_densities) - np.mean(without_each)
-    worth = fits.worth(torch.from_numpy(log_densities))
-    assert worth == pytest.approx(float(expected), abs=1e-9)
-    assert (worth > 0.01) == (spread > 0)
 
 
 def test_fits_go_on_as_long_as_each_is_worth_its_time(monkeypatch):
