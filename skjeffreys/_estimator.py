@@ -5,6 +5,7 @@ __all__ = ["JeffreysEstimator", "has_proxy"]
 import copy
 import math
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -181,15 +182,19 @@ class JeffreysEstimator(BaseEstimator):
         seeds = random_state.randint(np.iinfo(np.int32).max, size=4).tolist()
         rows_seed, models_seed, training_seed, normalizer_seed = seeds
         random_state = np.random.RandomState(rows_seed)
-        rows = self._training_rows(conditions, targets, sample_weight, random_state, name, names)
+        rows, spread = self._training_rows(
+            conditions, targets, sample_weight, random_state, name, names
+        )
         if not warm:
-            self._coordinates = Coordinates(self._standardisation, rows)
-        rows = self._coordinates.bend(rows)
+            self._coordinates = Coordinates(self._standardisation, spread)
+        rows, spread = self._coordinates.bend(rows), self._coordinates.bend(spread)
         with training_context():
-            folds = split_rows(rows, self.n_estimators, self.validation_fraction, random_state)
+            folds = split_rows(spread, self.n_estimators, self.validation_fraction, random_state)
             models = self._fitted_models() if warm else self._new_models(folds, models_seed)
             trainer, history = self._train(models, folds, training_seed)
             flow = models.cpu().double()["flow"]
+            # Mixtures are as narrow as is added to their variances: they need no ties spread.
+            folds = replace(folds, rows=rows)
             candidates = self._mixture_candidates(folds, flow.preprocessing)
             models["density"] = stack(
                 flow, candidates, folds, self._tailed, models_seed, self.n_jobs
@@ -205,18 +210,18 @@ class JeffreysEstimator(BaseEstimator):
         return self
 
     def _training_rows(self, conditions, targets, sample_weight, random_state, name, names):
-        """Standardise the rows and merge them; warn of what has no density."""
+        """Return standardised rows, and the same with ties spread; warn of what has no density."""
         q = self._standardisation.n_conditions
         constant = self._standardisation.constant_columns
         tied = tied_columns(np.hstack([conditions, targets])) - q
         tied = np.setdiff1d(tied[tied >= 0], constant)
         values = self._standardisation.transform(conditions, targets)
-        values, weights = canonical_rows(
+        *values, weights = canonical_rows(
             values, sample_weight, q + constant, q + tied, random_state
         )
-        rows = Rows(values, weights, n_conditions=q)
+        rows, spread = (Rows(each, weights, n_conditions=q) for each in values)
         warn_degenerate(name, len(targets), rows, constant, tied, names)
-        return rows
+        return rows, spread
 
     def _new_models(self, folds, seed):
         """Build the models to train: the slow flows and, where there is one, the proxy."""

@@ -174,8 +174,8 @@ def canonical_rows(
     constant: np.ndarray,
     tied: np.ndarray,
     random_state: np.random.RandomState,
-) -> tuple[Tensor, Tensor]:
-    """Return distinct rows in an order of their own, and the summed weights of equal ones.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return distinct rows in an order of their own, as they are and with ties spread.
 
     A fit on them depends neither on the order of the rows nor on whether a row occurs twice
     or has twice the weight.
@@ -191,6 +191,13 @@ def canonical_rows(
     tied : ndarray of int
         Columns whose ties are spread.
     random_state : RandomState
+
+    Returns
+    -------
+    rows, spread : Tensor of shape (m, d)
+        They differ in the columns ``tied``.
+    weights : Tensor of shape (m,)
+        Those of equal rows together; their sum is one.
     """
     # Rounding absorbs the rounding errors of other units or another order of the rows.
     rows = (np.round(rows / RESOLUTION) * RESOLUTION).astype(np.float32)
@@ -198,19 +205,25 @@ def canonical_rows(
     rows, weights = rows[order], weights[order]
     if len(tied_columns(rows)) < rows.shape[1]:
         # Where a column is continuous, equal rows are one row that is repeated, and spread as one.
-        rows, weights = _merge(rows, weights)
+        index, weights = _merge(rows, weights)
+        rows = rows[index]
     for j in constant:
         rows[:, j] = random_state.standard_normal(len(rows))
+    spread = rows.copy()
     for j in tied:
-        rows[:, j] = spread_ties(rows[:, j], random_state)
-    rows, weights = _merge(rows, weights)
-    return torch.from_numpy(rows), torch.from_numpy(weights / weights.sum())
+        spread[:, j] = spread_ties(rows[:, j], random_state)
+    index, weights = _merge(spread, weights)
+    return (
+        torch.from_numpy(rows[index]),
+        torch.from_numpy(spread[index]),
+        torch.from_numpy(weights / weights.sum()),
+    )
 
 
 def _merge(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct rows, sorted, and the summed weights of equal ones."""
-    rows, inverse = np.unique(rows, axis=0, return_inverse=True)
-    return rows, np.bincount(inverse.ravel(), weights=weights)
+    """Return the index of each distinct row, sorted, and the summed weights of equal ones."""
+    _, index, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return index, np.bincount(inverse.ravel(), weights=weights)
 
 
 def split_rows(
@@ -254,8 +267,8 @@ def warn_degenerate(name, n_rows, rows, constant, tied, feature_names) -> None:
         )
     if len(tied):
         messages.append(
-            f"{column_labels(tied, feature_names)}: few distinct values, each spread uniformly "
-            "over the distance to its nearest neighbour"
+            f"{column_labels(tied, feature_names)}: few distinct values, at which the density is "
+            "as high as a model is narrow"
         )
     dependent, n_surplus = dependent_columns(rows)
     if len(dependent):

@@ -184,8 +184,10 @@ class JeffreysConditionalDensity(JeffreysEstimator):
 
     Notes
     -----
-    A target that takes few distinct values has no density; its values are spread uniformly over
-    their cell, with a :class:`~skjeffreys.DegenerateDataWarning`. Conditions may take few.
+    A target that takes few distinct values has no density: there is a
+    :class:`~skjeffreys.DegenerateDataWarning`. Flows are trained on its values spread uniformly
+    over their cell, and mixtures are fitted to the values: their components are no narrower than
+    a thousandth of a standard deviation, which bounds the density there. Conditions may take few.
 
     References
     ----------

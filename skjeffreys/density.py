@@ -172,8 +172,10 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     -----
     Rows are put in an order of their own and equal ones merged: neither the order of the rows
     nor the units of the columns change a fit, and a row of weight two counts like two rows. A
-    column that takes few distinct values has no density; its values are spread uniformly over
-    their cell, with a :class:`~skjeffreys.DegenerateDataWarning`.
+    column that takes few distinct values has no density: there is a
+    :class:`~skjeffreys.DegenerateDataWarning`. Flows are trained on its values spread uniformly
+    over their cell, and mixtures are fitted to the values: their components are no narrower than
+    a thousandth of a standard deviation, which bounds the density there.
 
     References
     ----------

@@ -162,6 +162,18 @@ def test_beats_a_single_gaussian_on_real_data(load):
     assert density.normalizer_ess_ > 0.1
 
 
+@pytest.mark.filterwarnings("ignore::skjeffreys.DegenerateDataWarning")
+def test_is_not_behind_a_mixture_where_columns_take_few_values():
+    random_state = np.random.RandomState(0)
+    rain = np.maximum(random_state.standard_normal(1000), 0)  # Half of the days are dry.
+    days = random_state.poisson(2 + rain)
+    X = np.c_[rain, days, random_state.standard_normal(1000) + days]
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    density = JeffreysDensity(random_state=0).fit(X[:300])
+    mixtures = [GaussianMixture(k, random_state=0).fit(X[:300]) for k in (1, 2, 4, 8, 16)]
+    assert density.score(X[300:]) > max(mixture.score(X[300:]) for mixture in mixtures)
+
+
 @pytest.mark.parametrize("noise", [0.1, 0.01, 0.003])
 def test_is_not_behind_a_gaussian_where_columns_nearly_determine_each_other(noise):
     random_state = np.random.RandomState(0)

@@ -148,8 +148,10 @@ def test_degenerate_columns_warn_and_are_finite(name):
     assert caught[0].filename == __file__
     log_density = density.score_samples(frame)
     assert np.isfinite(log_density).all()
-    # A spike would show as a density far above that of the two normal columns.
-    assert log_density.max() < 5
+    # A spike would show as a density far above that of the two normal columns. Where values are
+    # few, the smallest variance of a mixture bounds it, 1e-6 of that of the column.
+    peak = norm(0, 1e-3 * frame["c"].std()).logpdf(0) if "few" in message else 5
+    assert log_density.max() < peak
     assert np.isfinite(density.sample(100).std(axis=0)).all()
     assert density.normalizer_ == pytest.approx(1, abs=0.05)
 
@@ -183,14 +185,16 @@ def test_constant_column_leaves_the_others_alone():
     assert (off < along - 10).all()
 
 
-def test_poisson_counts_have_the_mass_of_their_cells():
+def test_poisson_counts_are_drawn_as_often_as_they_occur():
     counts = np.random.RandomState(0).poisson(3.0, size=(2000, 1)).astype(float)
     with pytest.warns(DegenerateDataWarning, match="Column 0"):
         density = JeffreysDensity(random_state=0).fit(counts)
-    cells = np.linspace(-0.5, 12.5, 1301)[:-1] + 0.005
-    masses = np.exp(density.score_samples(cells[:, None])).reshape(13, 100).sum(axis=1) * 0.01
-    observed = np.bincount(counts[:, 0].astype(int), minlength=13)[:13] / 2000
-    assert np.abs(masses - observed).sum() < 0.1
+    samples = density.sample(20_000, random_state=0)[:, 0]
+    observed, drawn = (
+        np.histogram(values, np.arange(14) - 0.5)[0] / len(values) for values in (counts, samples)
+    )
+    assert np.abs(drawn - observed).sum() < 0.1
+    assert np.quantile(np.abs(samples - samples.round()), 0.8) < 0.01
 
 
 @pytest.mark.filterwarnings("ignore::skjeffreys.DegenerateDataWarning")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -24,13 +24,22 @@ grids = arrays(
 
 
 def canonical(rows, weights=None, constant=NONE, tied=NONE):
+    """Rows as they are, and with ties spread."""
     weights = np.ones(len(rows)) if weights is None else weights
-    return Rows(*canonical_rows(rows, weights, constant, tied, np.random.RandomState(0)))
+    *values, weights = canonical_rows(rows, weights, constant, tied, np.random.RandomState(0))
+    return [Rows(each, weights) for each in values]
 
 
-def assert_same(first, second):
-    torch.testing.assert_close(first.values, second.values, rtol=0, atol=0)
-    torch.testing.assert_close(first.weights, second.weights)
+def assert_same(firsts, seconds):
+    for first, second in zip(firsts, seconds, strict=True):
+        torch.testing.assert_close(first.values, second.values, rtol=0, atol=0)
+        torch.testing.assert_close(first.weights, second.weights)
+
+
+def nearest(spread, column):
+    """The value of a column that each one that is spread is nearest to."""
+    values = np.unique(column)
+    return values[np.abs(np.asarray(spread)[:, None] - values).argmin(axis=1)]
 
 
 @given(grids, st.randoms(use_true_random=False))
@@ -49,16 +58,27 @@ def test_weights_count_like_repeats(rows, data):
 
 @given(grids)
 def test_rows_are_distinct_and_weights_sum_to_one(rows):
-    result = canonical(rows)
-    assert len(np.unique(result.values, axis=0)) == len(result.values)
-    assert result.weights.sum() == pytest.approx(1)
-    mean = result.weights @ result.values.double()
-    np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
+    for result in canonical(rows):
+        assert len(np.unique(result.values, axis=0)) == len(result.values)
+        assert result.weights.sum() == pytest.approx(1)
+        mean = result.weights @ result.values.double()
+        np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
+
+
+@given(grids)
+def test_rows_as_they_are_go_along_with_those_whose_ties_are_spread(rows):
+    assume(len(np.unique(rows[:, 0])) > 1)  # A constant column is not spread.
+    as_they_are, spread = canonical(rows, tied=[0])
+    np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(as_they_are.values, axis=0))
+    np.testing.assert_array_equal(spread.weights, as_they_are.weights)
+    np.testing.assert_array_equal(spread.values[:, 1:], as_they_are.values[:, 1:])
+    where_from = nearest(spread.values[:, 0], rows[:, 0])
+    np.testing.assert_array_equal(where_from, as_they_are.values[:, 0])
 
 
 def test_constant_column_becomes_standard_normal():
     rows = np.c_[np.zeros(5000), np.arange(5000.0)]
-    values = canonical(rows, constant=np.array([0])).values
+    values = canonical(rows, constant=np.array([0]))[0].values
     assert values[:, 0].std() == pytest.approx(1, abs=0.05)
     np.testing.assert_array_equal(np.sort(values[:, 1]), rows[:, 1])
 
@@ -82,8 +102,7 @@ def test_ties_on_a_grid_spread_over_their_cell(column):
     repeated = np.isin(column, distinct[counts > 1])
     np.testing.assert_array_equal(spread[~repeated], column[~repeated])
     if len(distinct) > 1:
-        nearest = distinct[np.abs(spread[:, None] - distinct).argmin(axis=1)]
-        np.testing.assert_array_equal(nearest, column)
+        np.testing.assert_array_equal(nearest(spread, distinct), column)
         assert gap <= 5
 
 
@@ -128,7 +147,7 @@ def test_split_needs_rows():
 
 def rows_with(columns, n_conditions=0):
     columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
-    return replace(canonical(columns), n_conditions=n_conditions)
+    return replace(canonical(columns)[0], n_conditions=n_conditions)
 
 
 def test_dependent_columns_are_found():
