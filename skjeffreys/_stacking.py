@@ -140,9 +140,8 @@ def stack(
     few = max(1, flow.n_members // 2)
     useful = _restarts(fits.useful(candidates, log_p[:few], seed))
     useful = fits.useful(useful, log_p, seed)
-    n_fits = fits.worthwhile(useful, log_p, seed)
+    n_fits, weights = fits.worthwhile(useful, log_p, seed)
     mixtures = fits.fit(useful, flow.n_members, range(seed, seed + n_fits))
-    weights = fits.weigh([log_p, *fits.log_densities(useful, mixtures)])
     weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
     return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
 
@@ -221,8 +220,12 @@ class _Fits:
             return []
         return list(compress(candidates, self.weigh(tried) >= USEFUL_WEIGHT))
 
-    def worthwhile(self, candidates: Sequence[Candidate], log_p: Tensor, seed: int) -> int:
+    def worthwhile(
+        self, candidates: Sequence[Candidate], log_p: Tensor, seed: int
+    ) -> tuple[int, np.ndarray]:
         """Return how many fits of each candidate there are until one more is worth too little.
+
+        And the weights of the flows and of the mean of the fits of each candidate.
 
         Parameters
         ----------
@@ -235,11 +238,13 @@ class _Fits:
         of_fits, row_weights = [], self._row_weights.flatten()
         for n_fits in range(1, MAXIMUM_FITS + 1):
             mixtures = self.fit(candidates, len(log_p), [seed + n_fits - 1])
-            log_densities = torch.stack([log_p, *self.log_densities(candidates, mixtures)])
-            of_fits.append(log_densities.flatten(1))
-            if n_fits > 1 and worth_of_a_fit(torch.stack(of_fits), row_weights) < USEFUL_WORTH:
+            of_fit = torch.stack([log_p, *self.log_densities(candidates, mixtures)])
+            of_fits.append(of_fit.flatten(1))
+            log_densities = torch.stack(of_fits)
+            weights = stacking_weights(mixture_log_density(log_densities), row_weights)
+            if n_fits > 1 and worth_of_a_fit(log_densities, weights, row_weights) < USEFUL_WORTH:
                 break
-        return n_fits
+        return n_fits, weights.numpy()
 
     def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
         """Return the weights of densities, from (n_members, n) of each."""
@@ -325,7 +330,7 @@ def stacking_weights(log_densities: Tensor, row_weights: Tensor) -> Tensor:
     return weights
 
 
-def worth_of_a_fit(log_densities: Tensor, row_weights: Tensor) -> float:
+def worth_of_a_fit(log_densities: Tensor, weights: Tensor, row_weights: Tensor) -> float:
     r"""Loss of rows without one of several fits of a mixture of densities, in nats a row.
 
     .. math:: \sum_i v_i \Big[ \log s(x_i) - \tfrac1F \sum_f \log s_{-f}(x_i) \Big], \qquad
@@ -339,10 +344,11 @@ def worth_of_a_fit(log_densities: Tensor, row_weights: Tensor) -> float:
     ----------
     log_densities : Tensor of shape (n_fits, n_densities, n)
         Of two fits or more, at rows that they were not fitted to.
+    weights : Tensor of shape (n_densities,)
+        Of the densities; their sum is one.
     row_weights : Tensor of shape (n,)
     """
     row_weights = row_weights.double() / row_weights.sum()
-    weights = stacking_weights(mixture_log_density(log_densities), row_weights)
     of_fits = torch.logsumexp(weights.log()[:, None] + log_densities, dim=1)
     return float(row_weights @ (mixture_log_density(of_fits) - mixture_of_others(of_fits).mean(0)))
 

@@ -187,7 +187,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     A target that takes few distinct values has no density: there is a
     :class:`~skjeffreys.DegenerateDataWarning`. Flows are trained on its values spread uniformly
     over their cell, and mixtures are fitted to the values: their components are no narrower than
-    a thousandth of a standard deviation, which bounds the density there. Conditions may take few.
+    a thousandth of a standard deviation of the columns that they are fitted to, which may be
+    bent towards a normal distribution, and that bounds the density there. Conditions may take few.
 
     References
     ----------

@@ -175,7 +175,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     column that takes few distinct values has no density: there is a
     :class:`~skjeffreys.DegenerateDataWarning`. Flows are trained on its values spread uniformly
     over their cell, and mixtures are fitted to the values: their components are no narrower than
-    a thousandth of a standard deviation, which bounds the density there.
+    a thousandth of a standard deviation of the columns that they are fitted to, which may be
+    bent towards a normal distribution, and that bounds the density there.
 
     References
     ----------

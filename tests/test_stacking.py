@@ -113,7 +113,7 @@ def test_worth_of_a_fit_is_what_rows_lose_without_it(spread):
         return np.average(mixed, weights=row_weights)
 
     without_each = [score(np.delete(of_fits, each, axis=0)) for each in range(4)]
-    worth = worth_of_a_fit(torch.from_numpy(of_fits), torch.from_numpy(row_weights))
+    worth = worth_of_a_fit(torch.from_numpy(of_fits), weights, torch.from_numpy(row_weights))
     assert worth == pytest.approx(score(of_fits) - np.mean(without_each), abs=1e-9)
     assert (worth > 0.01) == (spread > 0)
 
