@@ -121,7 +121,7 @@ class JeffreysEstimator(BaseEstimator):
         hidden_layer_sizes=(64, 64),
         n_transforms="auto",
         n_bins=8,
-        learning_rate_init=0.01,
+        learning_rate_init=0.015,
         batch_size="auto",
         max_iter="auto",
         early_stopping=True,

@@ -70,7 +70,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     n_bins : int, default=8
         Bins of each spline of the flow. More resolve sharper structure, and overfit sooner.
 
-    learning_rate_init : float, default=0.01
+    learning_rate_init : float, default=0.015
         Largest step of the Adam optimiser: it rises for 30 steps and then falls, to zero after
         ``max_iter`` steps.
 
