@@ -40,8 +40,8 @@ from ._ensemble import mixture_log_density
 #: that the proxy is far from the flow, not that it is the better of the two: it never outweighs
 #: the rows of flows that do not overfit.
 SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.1, 0.3)
-#: Nats by which the log-likelihood of all rows left out is behind its best for the largest
-#: reverse multiplier to grow by a factor of e: flows that overfit learn more from the other
+#: Scale, in nats by which the log-likelihood of all rows left out is behind its best, on which the
+#: largest reverse multiplier grows exponentially: flows that overfit learn more from the other
 #: members than from their rows.
 OVERFITTING_SCALE = 60.0
 #: Largest factor by which it grows.
@@ -225,9 +225,9 @@ class AdaptiveMultipliers(FixedMultipliers):
         """Let the other members count for less late in training, and for more where flows overfit.
 
         The largest reverse multiplier falls with the learning rate: what members learn at small
-        steps, each something else, their mean adds up. It grows where they overfit, and the
-        largest forward multiplier is never below it: flows that are pulled off their rows must
-        be able to return.
+        steps, each something else, their mean adds up. What it grows by where they overfit does not
+        fall. The largest forward multiplier is never below it: flows that are pulled off their
+        rows must be able to return.
 
         Parameters
         ----------
@@ -237,8 +237,8 @@ class AdaptiveMultipliers(FixedMultipliers):
         fraction_left : float
             Of the steps, in proportion to which the learning rate falls; positive.
         """
-        growth = loss / OVERFITTING_SCALE + math.log(fraction_left)
+        overfitting = math.expm1(min(loss / OVERFITTING_SCALE, math.log1p(MAXIMUM_GROWTH)))
         forward, reverse, fidelity = self.maximum
-        reverse = reverse * math.exp(min(growth, math.log(MAXIMUM_GROWTH)))
+        reverse = reverse * min(fraction_left + overfitting, MAXIMUM_GROWTH)
         largest = torch.stack([torch.maximum(forward, reverse), reverse, fidelity])
         self.largest = torch.maximum(largest, self.minimum)

@@ -199,7 +199,7 @@ def test_the_reverse_divergence_counts_for_more_where_flows_overfit(loss):
     multipliers = AdaptiveMultipliers(SMALLEST, LARGEST, CPU)
     multipliers.move_bounds(loss, 0.5)
     forward, reverse, fidelity = LARGEST
-    reverse *= min(0.5 * math.exp(loss / OVERFITTING_SCALE), MAXIMUM_GROWTH)
+    reverse *= min(0.5 + math.expm1(loss / OVERFITTING_SCALE), MAXIMUM_GROWTH)
     assert ascend_far(multipliers) == pytest.approx([max(forward, reverse), reverse, fidelity])
 
 
