@@ -47,8 +47,8 @@ OVERFITTING_SCALE = 60.0
 #: Largest factor by which it grows.
 MAXIMUM_GROWTH = 10.0
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
-#: in nats from its mean.
-MAXIMUM_DIFFERENCE = 0.5
+#: in nats.
+MAXIMUM_DIFFERENCE = 1.0
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 #: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
@@ -80,6 +80,8 @@ class LogDensities:
     q_x: Tensor
     #: ``log q~(y)`` as each member sees it, (m, s).
     q_y_without_each: Tensor
+    #: Whether ``y`` is near rows that each member leaves out, (m, s) of bool.
+    near_held_out: Tensor
 
     @cached_property
     def q_y(self) -> Tensor:
@@ -126,25 +128,34 @@ def evaluate_terms(log_densities: LogDensities, entropy: float) -> Terms:
 def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> Tensor:
     r"""Return a scalar whose gradient is that of the Lagrangian, summed over the members.
 
-    The samples ``y`` carry no gradient. That of the reverse divergence in the flow is
+    The samples ``y`` carry no gradient. The reverse divergence is descended in a flow along the
+    gradient of half the variance of its log-ratio to the proxy, under the ensemble:
 
-    .. math:: \nabla_\theta D_2 = \mathrm{Cov}_{y \sim p_\theta}
-        \big( \log p_\theta(y) - \log \tilde q(y), \nabla_\theta \log p_\theta(y) \big)
-        = \nabla_\theta \tfrac12 \mathrm{Var}_y ( \log p_\theta(y) - \log \tilde q(y) ),
+    .. math:: \nabla_\theta \tfrac12 \mathrm{Var}_y
+        \big( \log p_\theta(y) - \log \tilde q(y) \big) = \mathrm{Cov}_y
+        \big( \log p_\theta(y) - \log \tilde q(y), \nabla_\theta \log p_\theta(y) \big) .
 
-    whose noise vanishes as the two models agree and which needs no derivative of the sampler
-    or of the energy (VarGrad: Richter et al., NeurIPS 2020, arXiv:2010.10436). A difference
-    from the mean counts for half a nat at most: the pull of a proxy that knows less than the flow
-    stays bounded, however far it is off. The gradient of the normaliser in the proxy is the
-    mean of :math:`w(y) \nabla_\psi \log \tilde q(y)` with the importance weights :math:`w`.
+    With ``y`` from the flow itself that is the gradient of ``D_2`` (Richter et al., *VarGrad*,
+    NeurIPS 2020, arXiv:2010.10436), and whatever ``y`` are from, it vanishes, noise included, where
+    the two models agree. Samples of a member say where it has too much mass, those of the others
+    where it has too little; it needs no derivative of the sampler or of the energy. A difference
+    counts for one nat at most: the pull of a proxy that knows less than the flow stays bounded,
+    however far it is off.
+
+    A member does not learn from samples near rows that it leaves out. The others are trained on
+    these, and it would get to know them: they would no longer say when it overfits.
+
+    The gradient of the normaliser in the proxy is the mean of :math:`w(y) \nabla_\psi \log
+    \tilde q(y)` with the importance weights :math:`w`.
     """
     p_y, q_y_without_each = log_densities.p_y, log_densities.q_y_without_each
-    weights = log_densities.reverse_weights
+    learned_from = ~log_densities.near_held_out
+    weights = learned_from / learned_from.sum(dim=1, keepdim=True).clamp(min=1)
     difference = (p_y - q_y_without_each).detach()
-    mean = (weights * difference).sum(dim=1, keepdim=True)
-    centred = (difference - mean).clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
+    difference = difference.clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
+    centred = difference - (weights * difference).sum(dim=1, keepdim=True)
     forward = -log_densities.p_x.mean(dim=1).sum()
-    reverse = (weights * (centred * p_y - q_y_without_each)).sum()
+    reverse = (weights * centred * p_y).sum() - q_y_without_each.mean(dim=1).sum()
     fidelity = -log_densities.q_x.mean(dim=1).sum()
     divergences = multipliers.lambdas @ torch.stack([forward, reverse, fidelity])
     weights = log_densities.normalizer_weights

@@ -34,6 +34,8 @@ MINIMUM_WIDTH = 0.02
 RESOLUTION = 2.0**-14
 #: Validation rows at most: enough to tell two iterates apart.
 MAXIMUM_VALIDATION_ROWS = 1000
+#: Nearest rows left out by members that say whether a row is near those left out by one of them.
+N_NEIGHBORS = 3
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,21 @@ class Folds:
         """
         weights = self.rows.weights[self.held_out]
         return (weights * log_density.double()).sum(dim=1) / weights.sum(dim=1)
+
+    def near_held_out(self, x: Tensor) -> Tensor:
+        """Whether ``x`` is near rows that each member leaves out, (n, q + d) to (n_members, n).
+
+        That is where one of the three nearest, among all rows that members leave out, is one of
+        its own. Nothing is near those of a single member, who has no others to learn them from.
+        """
+        if self.n_members == 1:
+            return x.new_zeros((1, len(x)), dtype=torch.bool)
+        held_out = self.rows.values[self.held_out]
+        distances = torch.cdist(x, held_out.flatten(0, 1))
+        n_neighbors = min(N_NEIGHBORS, distances.shape[1])
+        nearest = distances.topk(n_neighbors, largest=False).indices
+        members = torch.arange(self.n_members, device=x.device)
+        return (nearest // held_out.shape[1] == members[:, None, None]).any(dim=2)
 
     def to(self, device: torch.device) -> "Folds":
         """Return a copy on a device."""

@@ -79,7 +79,7 @@ class Trainer:
             [self.flow.weights, *self._tilt], betas=ADAM_DECAYS, fused=True
         )
 
-    def step(self, x: Tensor, generator: torch.Generator, iteration: int) -> Terms:
+    def step(self, x: Tensor, folds: Folds, generator: torch.Generator, iteration: int) -> Terms:
         """Descend the Lagrangian and, where there are samples, ascend its dual.
 
         Every step descends the forward divergence. The other terms, those of the proxy, are
@@ -89,13 +89,15 @@ class Trainer:
         ----------
         x : Tensor of shape (n_members, n, q + d)
             Data rows of each member.
+        folds : Folds
+            Of all rows.
         generator : Generator
             Draws about ``n / 3`` samples of the ensemble, given the conditions of rows of ``x``.
         iteration : int
             Number of the step, from one, which has samples.
         """
         with_samples = self.proxy is not None and (iteration - 1) % SAMPLING_INTERVAL == 0
-        loss, terms = self._jeffreys(x, generator) if with_samples else self._likelihood(x)
+        loss, terms = self._jeffreys(x, folds, generator) if with_samples else self._likelihood(x)
         # Only ratios of the multipliers matter to the optimiser; with their sum taken out, they
         # do not change where gradients are clipped.
         loss = loss / self.multipliers.lambdas.sum()
@@ -116,7 +118,9 @@ class Trainer:
         terms = Terms(forward.detach() / len(x) - self.entropy, unknown, unknown, unknown)
         return self.multipliers.lambdas[0] * forward, terms
 
-    def _jeffreys(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Terms]:
+    def _jeffreys(
+        self, x: Tensor, folds: Folds, generator: torch.Generator
+    ) -> tuple[Tensor, Terms]:
         n_members, n, _ = x.shape
         n_samples = math.ceil(SAMPLES_PER_ROW * n / n_members)
         conditions = x[:, :n_samples, : self.flow.n_conditions]
@@ -128,6 +132,7 @@ class Trainer:
             p_y=p_y,
             q_x=self.proxy.bound_log_density(x, p_x),
             q_y_without_each=self.proxy.log_density_without_each(y, p_y),
+            near_held_out=folds.near_held_out(y),
         )
         loss = SAMPLING_INTERVAL * lagrangian(log_densities, self.multipliers)
         in_other_steps = self.multipliers.lambdas[0] * -p_x.mean(dim=1).sum()
@@ -350,7 +355,8 @@ def train(
     remaining = max_iter
     for iteration in tqdm(count(1), total=max_iter, disable=not verbose, unit="step"):
         trainer.schedule(iteration, remaining / max_iter)
-        recent.append(trainer.step(folds.draw(batch_size, generator), generator, iteration))
+        x = folds.draw(batch_size, generator)
+        recent.append(trainer.step(x, folds, generator, iteration))
         remaining -= 1
         if iteration % interval != 0 and remaining > 0:
             continue

@@ -140,6 +140,31 @@ def test_no_row_is_left_out_twice_if_there_are_enough():
     assert len(held_out.unique()) == 55
 
 
+@pytest.mark.parametrize("n_members", [2, 5, 8])
+def test_rows_are_near_the_three_nearest_that_are_left_out(n_members):
+    values = torch.from_numpy(np.random.RandomState(0).standard_normal((60, 3)))
+    rows = Rows(values, torch.full((60,), 1 / 60))
+    folds = split_rows(rows, n_members, 0.1, np.random.RandomState(0))
+    x = torch.from_numpy(np.random.RandomState(1).standard_normal((40, 3)))
+    left_out = sorted(set(folds.held_out.flatten().tolist()))
+    expected = np.zeros((n_members, 40), dtype=bool)
+    for i, row in enumerate(x):
+        nearest = sorted(left_out, key=lambda j: float((values[j] - row).norm()))[:3]
+        for k, own in enumerate(folds.held_out.tolist()):
+            expected[k, i] = bool(set(nearest) & set(own))
+    np.testing.assert_array_equal(folds.near_held_out(x).numpy(), expected)
+
+
+def test_every_row_left_out_is_near_itself_and_none_is_near_those_of_a_single_member():
+    values = torch.randn(55, 2, generator=torch.Generator().manual_seed(0))
+    rows = Rows(values, torch.full((55,), 1 / 55))
+    folds = split_rows(rows, 5, 0.2, np.random.RandomState(0))
+    for k, own in enumerate(folds.held_out):
+        assert folds.near_held_out(values[own])[k].all()
+    single = split_rows(rows, 1, 0.2, np.random.RandomState(0))
+    assert not single.near_held_out(values).any()
+
+
 def test_split_needs_rows():
     with pytest.raises(ValueError, match="2 distinct rows.*smaller validation_fraction"):
         split_rows(some_rows(2), 5, 0.5, np.random.RandomState(0))

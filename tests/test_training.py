@@ -112,6 +112,8 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     def in_psi(value):
         return torch.autograd.grad(value, psi, allow_unused=True)
 
+    near = some_folds().near_held_out(y)
+    assert 0 < near.sum() < near.numel()
     p_y = flow.log_prob(y).detach().exp()
     z_weights = tilt(y).detach().exp()
     assert z_weights.max() < len(y)  # none is truncated
@@ -124,13 +126,14 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         weights = p_y[k] / p_y.mean(dim=0)
         weights = weights / weights.sum()
         difference = torch.log(p_y[k] / others) - tilt(y).detach()
-        centred = difference - weights @ difference
+        learned_from = torch.where(near[k], 0.0, 1 / (~near[k]).sum()).double()
+        centred = difference - learned_from @ difference
         gradient_theta += lambda_1 * in_theta(-flow.log_prob(x)[k].mean())
         # What needs samples is in one step of two: there it counts twice.
-        gradient_theta += 2 * lambda_2 * in_theta((weights * centred) @ flow.log_prob(y)[k])
+        gradient_theta += 2 * lambda_2 * in_theta((learned_from * centred) @ flow.log_prob(y)[k])
         for total, g2, g3, gz in zip(
             gradients_psi,
-            in_psi(-(weights @ tilt(y))),
+            in_psi(-tilt(y).mean()),
             in_psi(-tilt(x[k]).mean()),
             in_psi((z_weights * tilt(y)).mean()),
             strict=True,
@@ -149,7 +152,7 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
     lambdas = lambdas + DUAL_STEP * (divergences - (lambdas - smallest))
     lambdas = lambdas.clamp(smallest, torch.tensor(LARGEST).double())
 
-    trainer.step(x, seeded(), 1)
+    trainer.step(x, some_folds(), seeded(), 1)
     for stepped, written in (
         (trainer.flow, flow),
         (trainer.slow_flow, slow_flow),
@@ -167,8 +170,8 @@ def test_every_second_step_descends_the_forward_divergence_alone():
     )
     without_proxy.flow.load_state_dict(trainer.flow.state_dict())
     before = copy.deepcopy([trainer.proxy.tilt.state_dict(), vars(trainer.multipliers)])
-    terms = trainer.step(x, seeded(), 2)
-    assert terms[:1] == without_proxy.step(x, seeded(), 1)[:1]
+    terms = trainer.step(x, some_folds(), seeded(), 2)
+    assert terms[:1] == without_proxy.step(x, some_folds(), seeded(), 1)[:1]
     assert all(term.isnan() for term in terms[1:])
     torch.testing.assert_close(trainer.flow.state_dict(), without_proxy.flow.state_dict())
     torch.testing.assert_close(
@@ -182,7 +185,7 @@ def test_the_likelihood_of_the_flow_alone_is_the_first_term():
     with_proxy = make_trainer(FixedMultipliers((1.0, 0.0, 0.0), CPU))
     with_proxy.flow.load_state_dict(alone.flow.state_dict())
     for trainer in (alone, with_proxy):
-        trainer.step(x, seeded(), 1)
+        trainer.step(x, some_folds(), seeded(), 1)
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
@@ -210,12 +213,12 @@ def test_a_single_member_is_its_own_reference():
 
 def test_restoring_a_state_repeats_the_same_step():
     trainer, x = make_trainer(), batch()
-    trainer.step(x, seeded(), 1)
+    trainer.step(x, some_folds(), seeded(), 1)
     state = trainer.state()
-    first = trainer.step(x, seeded(), 3)
-    trainer.step(x, seeded(), 5)
+    first = trainer.step(x, some_folds(), seeded(), 3)
+    trainer.step(x, some_folds(), seeded(), 5)
     trainer.restore(state)
-    assert trainer.step(x, seeded(), 3) == first
+    assert trainer.step(x, some_folds(), seeded(), 3) == first
 
 
 def test_gradients_are_clipped_for_each_member():
@@ -238,9 +241,9 @@ def recorded_rates(trainer):
     """Return a list to which each step will append its learning rate."""
     plain, rates = trainer.step, []
 
-    def step(x, generator, iteration):
+    def step(x, folds, generator, iteration):
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return plain(x, generator, iteration)
+        return plain(x, folds, generator, iteration)
 
     trainer.step = step
     return rates
@@ -376,8 +379,8 @@ def broken_step(trainer, at):
     """Make the steps with the given numbers leave the finite numbers."""
     plain, count = trainer.step, iter(range(1, 10**6))
 
-    def step(x, generator, iteration):
-        terms = plain(x, generator, iteration)
+    def step(x, folds, generator, iteration):
+        terms = plain(x, folds, generator, iteration)
         if next(count) in at:
             with torch.no_grad():
                 next(trainer.flow.parameters()).fill_(float("nan"))

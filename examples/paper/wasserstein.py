@@ -30,7 +30,7 @@ class WassersteinTrainer(Trainer):
         self.optimizer = torch.optim.Adam([weights], betas=BETAS)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), betas=BETAS)
 
-    def step(self, x, generator, iteration):
+    def step(self, x, folds, generator, iteration):
         """Train the critic on rows ``x`` of the one member, (1, n, d), then the generator."""
         real, (n, _) = x[0], x[0].shape
         for _ in range(CRITIC_STEPS):
