@@ -47,7 +47,7 @@ OVERFITTING_SCALE = 60.0
 #: Largest factor by which it grows.
 MAXIMUM_GROWTH = 10.0
 #: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
-#: in nats.
+#: in nats from its mean.
 MAXIMUM_DIFFERENCE = 1.0
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
@@ -139,8 +139,8 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     NeurIPS 2020, arXiv:2010.10436), and whatever ``y`` are from, it vanishes, noise included, where
     the two models agree. Samples of a member say where it has too much mass, those of the others
     where it has too little; it needs no derivative of the sampler or of the energy. A difference
-    counts for one nat at most: the pull of a proxy that knows less than the flow stays bounded,
-    however far it is off.
+    from the mean counts for one nat at most: the pull of a proxy that knows less than the flow
+    stays bounded, however far it is off.
 
     A member does not learn from samples near rows that it leaves out. The others are trained on
     these, and it would get to know them: they would no longer say when it overfits.
@@ -149,11 +149,11 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     \tilde q(y)` with the importance weights :math:`w`.
     """
     p_y, q_y_without_each = log_densities.p_y, log_densities.q_y_without_each
-    learned_from = ~log_densities.near_held_out
+    learned_from = (~log_densities.near_held_out).to(p_y.dtype)
     weights = learned_from / learned_from.sum(dim=1, keepdim=True).clamp(min=1)
-    difference = (p_y - q_y_without_each).detach()
+    difference = _centred((p_y - q_y_without_each).detach(), weights)
     difference = difference.clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
-    centred = difference - (weights * difference).sum(dim=1, keepdim=True)
+    centred = _centred(difference, weights)
     forward = -log_densities.p_x.mean(dim=1).sum()
     reverse = (weights * centred * p_y).sum() - q_y_without_each.mean(dim=1).sum()
     fidelity = -log_densities.q_x.mean(dim=1).sum()
@@ -161,6 +161,11 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     weights = log_densities.normalizer_weights
     mu = multipliers.damped_mu(weights.mean())
     return divergences + len(p_y) * mu * (weights * log_densities.q_y).mean()
+
+
+def _centred(values: Tensor, weights: Tensor) -> Tensor:
+    """Take the weighted mean of each row off its values, both (m, s)."""
+    return values - (weights * values).sum(dim=1, keepdim=True)
 
 
 class FixedMultipliers:

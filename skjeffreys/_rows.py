@@ -35,7 +35,7 @@ RESOLUTION = 2.0**-14
 #: Validation rows at most: enough to tell two iterates apart.
 MAXIMUM_VALIDATION_ROWS = 1000
 #: Nearest rows left out by members that say whether a row is near those left out by one of them.
-N_NEIGHBORS = 3
+N_NEIGHBORS = 4
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Folds:
     def near_held_out(self, x: Tensor) -> Tensor:
         """Whether ``x`` is near rows that each member leaves out, (n, q + d) to (n_members, n).
 
-        That is where one of the three nearest, among all rows that members leave out, is one of
+        That is where one of the four nearest, among all rows that members leave out, is one of
         its own. Nothing is near those of a single member, who has no others to learn them from.
         """
         if self.n_members == 1:

@@ -77,7 +77,7 @@ def test_lagrangian_gradient_equals_the_gradients_of_its_terms(monkeypatch):
     mean_density = torch.stack([p.log_prob(y).exp() for p in members]).mean(dim=0).detach()
     expected_in_q = -2 * 1.9 * gradient(-(q.log_prob(y).exp() / mean_density).mean(), q)
     for p, rows, in_p, hidden in zip(members, x, in_members, near, strict=True):
-        weights = torch.where(hidden, 0.0, 1 / (~hidden).sum()).double()
+        weights = (~hidden).double() / (~hidden).sum()
         scores = torch.stack([gradient(p.log_prob(row), p) for row in y])
         difference = (p.log_prob(y) - q.log_prob(y)).detach()
         centred = difference - weights @ difference

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from skjeffreys._rows import (
+    N_NEIGHBORS,
     Folds,
     Rows,
     canonical_rows,
@@ -141,7 +142,7 @@ def test_no_row_is_left_out_twice_if_there_are_enough():
 
 
 @pytest.mark.parametrize("n_members", [2, 5, 8])
-def test_rows_are_near_the_three_nearest_that_are_left_out(n_members):
+def test_rows_are_near_the_nearest_that_are_left_out(n_members):
     values = torch.from_numpy(np.random.RandomState(0).standard_normal((60, 3)))
     rows = Rows(values, torch.full((60,), 1 / 60))
     folds = split_rows(rows, n_members, 0.1, np.random.RandomState(0))
@@ -149,7 +150,7 @@ def test_rows_are_near_the_three_nearest_that_are_left_out(n_members):
     left_out = sorted(set(folds.held_out.flatten().tolist()))
     expected = np.zeros((n_members, 40), dtype=bool)
     for i, row in enumerate(x):
-        nearest = sorted(left_out, key=lambda j: float((values[j] - row).norm()))[:3]
+        nearest = sorted(left_out, key=lambda j: float((values[j] - row).norm()))[:N_NEIGHBORS]
         for k, own in enumerate(folds.held_out.tolist()):
             expected[k, i] = bool(set(nearest) & set(own))
     np.testing.assert_array_equal(folds.near_held_out(x).numpy(), expected)

@@ -126,7 +126,7 @@ def test_a_step_equals_the_step_written_by_hand(monkeypatch):
         weights = p_y[k] / p_y.mean(dim=0)
         weights = weights / weights.sum()
         difference = torch.log(p_y[k] / others) - tilt(y).detach()
-        learned_from = torch.where(near[k], 0.0, 1 / (~near[k]).sum()).double()
+        learned_from = (~near[k]).double() / (~near[k]).sum()
         centred = difference - learned_from @ difference
         gradient_theta += lambda_1 * in_theta(-flow.log_prob(x)[k].mean())
         # What needs samples is in one step of two: there it counts twice.
