@@ -117,9 +117,9 @@ class Proxy(nn.Module):
         E_\psi = -\log \tilde q_\psi .
 
     With a fixed reference this is the independent energy of the paper. Where the ensemble is
-    the reference, what a member sees is the mean of all others, who have seen the rows that it
-    leaves out; the tilt then only has to learn what the members miss, and the proxy starts as
-    good as they are.
+    the reference, what a member sees is the mean of all others, without what it alone has learned
+    from its rows by chance; the tilt then only has to learn what the members miss, and the proxy
+    starts as good as they are.
 
     The weights :math:`\tilde q / r` lie within a factor :math:`e^{\pm c}` of :math:`e^b`, so the
     effective sample size of the normaliser on samples of the reference is at least

@@ -25,9 +25,9 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     and so is the normaliser :math:`Z_\psi = 1` of the proxy [1]_.
 
     There are several flows, the members of an ensemble. Each leaves out other rows, and its
-    proxy is the mean of the other members, tilted by the energy-based model: what it gets wrong
-    on rows that it has not seen, those who have seen them tell it. The density is their mean
-    beside Gaussian mixtures of the same rows, weighted by the rows left out (stacking).
+    proxy is the mean of the other members, tilted by the energy-based model: what it alone learns
+    from its rows, mostly by chance, the others keep it from. The density is their mean beside
+    Gaussian mixtures of the same rows, weighted by the rows left out (stacking).
 
     Columns are standardised inside and bent towards a normal distribution [2]_, and densities
     are those of the original units: do not put a scaler or a logarithm in front, whose Jacobian a
