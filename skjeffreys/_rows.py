@@ -90,6 +90,10 @@ class Folds:
     def _cumulative_weights(self) -> Tensor:
         return self.rows.weights[self.training].cumsum(dim=1)
 
+    @cached_property
+    def _held_out_values(self) -> Tensor:
+        return self.rows.values[self.held_out.flatten()]
+
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` training rows for each member, with replacement; (n_members, n, d).
 
@@ -114,12 +118,11 @@ class Folds:
         """
         if self.n_members == 1:
             return x.new_zeros((1, len(x)), dtype=torch.bool)
-        held_out = self.rows.values[self.held_out]
-        distances = torch.cdist(x, held_out.flatten(0, 1))
+        distances = torch.cdist(x, self._held_out_values)
         n_neighbors = min(N_NEIGHBORS, distances.shape[1])
         nearest = distances.topk(n_neighbors, largest=False).indices
         members = torch.arange(self.n_members, device=x.device)
-        return (nearest // held_out.shape[1] == members[:, None, None]).any(dim=2)
+        return (nearest // self.held_out.shape[1] == members[:, None, None]).any(dim=2)
 
     def to(self, device: torch.device) -> "Folds":
         """Return a copy on a device."""
