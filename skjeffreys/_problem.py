@@ -46,9 +46,9 @@ SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.1, 0.3)
 OVERFITTING_SCALE = 60.0
 #: Largest factor by which it grows.
 MAXIMUM_GROWTH = 10.0
-#: Largest difference of the log-densities of flow and proxy that counts in the reverse gradient,
-#: in nats from its mean.
-MAXIMUM_DIFFERENCE = 1.0
+#: Standard deviation of the log-ratio of flow and proxy, in nats, beyond which the reverse term
+#: grows in proportion to it, no longer to its square.
+MAXIMUM_DEVIATION = 0.5
 #: Step of the dual ascent.
 DUAL_STEP = 0.05
 #: Weight of the squared violation of ``Z = 1`` in the augmented Lagrangian.
@@ -138,8 +138,9 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     With ``y`` from the flow itself that is the gradient of ``D_2`` (Richter et al., *VarGrad*,
     NeurIPS 2020, arXiv:2010.10436), and whatever ``y`` are from, it vanishes, noise included, where
     the two models agree. Samples of a member say where it has too much mass, those of the others
-    where it has too little; it needs no derivative of the sampler or of the energy. A difference
-    from the mean counts for one nat at most: the pull of a proxy that knows less than the flow
+    where it has too little; it needs no derivative of the sampler or of the energy. Where the
+    standard deviation is above half a nat, the differences are shrunk to that, in proportion, so
+    that what is descended is its Huber function: the pull of a proxy that knows less than the flow
     stays bounded, however far it is off.
 
     A member does not learn from samples near rows that it leaves out. The others are trained on
@@ -151,21 +152,17 @@ def lagrangian(log_densities: LogDensities, multipliers: "FixedMultipliers") -> 
     p_y, q_y_without_each = log_densities.p_y, log_densities.q_y_without_each
     learned_from = (~log_densities.near_held_out).to(p_y.dtype)
     weights = learned_from / learned_from.sum(dim=1, keepdim=True).clamp(min=1)
-    difference = _centred((p_y - q_y_without_each).detach(), weights)
-    difference = difference.clamp(-MAXIMUM_DIFFERENCE, MAXIMUM_DIFFERENCE)
-    centred = _centred(difference, weights)
+    difference = (p_y - q_y_without_each).detach()
+    centred = difference - (weights * difference).sum(dim=1, keepdim=True)
+    deviation = (weights * centred**2).sum(dim=1, keepdim=True).sqrt()
+    shrunk = centred * (MAXIMUM_DEVIATION / deviation).clamp(max=1)
     forward = -log_densities.p_x.mean(dim=1).sum()
-    reverse = (weights * centred * p_y).sum() - q_y_without_each.mean(dim=1).sum()
+    reverse = (weights * shrunk * p_y).sum() - q_y_without_each.mean(dim=1).sum()
     fidelity = -log_densities.q_x.mean(dim=1).sum()
     divergences = multipliers.lambdas @ torch.stack([forward, reverse, fidelity])
     weights = log_densities.normalizer_weights
     mu = multipliers.damped_mu(weights.mean())
     return divergences + len(p_y) * mu * (weights * log_densities.q_y).mean()
-
-
-def _centred(values: Tensor, weights: Tensor) -> Tensor:
-    """Take the weighted mean of each row off its values, both (m, s)."""
-    return values - (weights * values).sum(dim=1, keepdim=True)
 
 
 class FixedMultipliers:
