@@ -55,10 +55,10 @@ TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
-#: Optimiser steps for 200 rows or fewer, and for many.
-MINIMUM_STEPS, MAXIMUM_STEPS = 450, 8000
-#: The power of the number of rows that they grow with.
-STEPS_EXPONENT = 2 / 3
+#: Optimiser steps, in proportion to the root of the number of rows.
+STEPS_PER_ROOT = 50
+#: Optimiser steps for few rows, and for many.
+MINIMUM_STEPS, MAXIMUM_STEPS = 700, 8000
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
 #: Rows drawn at once: each by one member.
@@ -335,8 +335,8 @@ class JeffreysEstimator(BaseEstimator):
     def _resolve_max_iter(self, n_rows):
         if self.max_iter != "auto":
             return self.max_iter
-        steps = math.ceil(MINIMUM_STEPS * max(1, n_rows / 200) ** STEPS_EXPONENT)
-        return min(steps, MAXIMUM_STEPS)
+        steps = math.ceil(STEPS_PER_ROOT * math.sqrt(n_rows))
+        return min(max(MINIMUM_STEPS, steps), MAXIMUM_STEPS)
 
     def _resolve_batch_size(self, n_rows):
         if self.batch_size != "auto":

@@ -39,7 +39,7 @@ from ._ensemble import mixture_log_density
 #: fidelity: the slopes of ``h`` at zero and far out. A reverse divergence that stays large says
 #: that the proxy is far from the flow, not that it is the better of the two: it never outweighs
 #: the rows of flows that do not overfit.
-SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.1, 0.3)
+SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.15, 0.3)
 #: Scale, in nats by which the log-likelihood of all rows left out is behind its best, on which the
 #: largest reverse multiplier grows exponentially: flows that overfit learn more from the other
 #: members than from their rows.

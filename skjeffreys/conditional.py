@@ -91,9 +91,8 @@ class JeffreysConditionalDensity(JeffreysEstimator):
         5,000.
 
     max_iter : int or "auto", default="auto"
-        Optimiser steps (not epochs) at most. ``"auto"`` is 450 for up to 200 rows
-        and grows with their number to the power of 2/3, up to 8,000. More suit sharp structure,
-        and take longer.
+        Optimiser steps (not epochs) at most. ``"auto"`` is 50 times the root of the
+        number of rows, at least 700 and at most 8,000. More suit sharp structure, and take longer.
 
     early_stopping : bool, default=True
         Whether to shorten training when the estimated log-likelihood of the ensemble on new rows
