@@ -55,10 +55,10 @@ TILT_BOUNDS = {"flow": 1.8, "energy": 50.0}
 ARCHITECTURE = (
     "objective", "proxy", "bounds", "n_estimators", "hidden_layer_sizes", "n_transforms", "n_bins"
 )  # fmt: skip
-#: Optimiser steps, in proportion to the root of the number of rows.
-STEPS_PER_ROOT = 50
+#: Optimiser steps, by the number of rows to the power 2/3.
+STEPS_SCALE = 13
 #: Optimiser steps for few rows, and for many.
-MINIMUM_STEPS, MAXIMUM_STEPS = 700, 8000
+MINIMUM_STEPS, MAXIMUM_STEPS = 650, 8000
 #: Rows scored at once: memory is in proportion to it.
 SCORING_BATCH_SIZE = 1024
 #: Rows drawn at once: each by one member.
@@ -335,7 +335,7 @@ class JeffreysEstimator(BaseEstimator):
     def _resolve_max_iter(self, n_rows):
         if self.max_iter != "auto":
             return self.max_iter
-        steps = math.ceil(STEPS_PER_ROOT * math.sqrt(n_rows))
+        steps = round(STEPS_SCALE * n_rows ** (2 / 3))
         return min(max(MINIMUM_STEPS, steps), MAXIMUM_STEPS)
 
     def _resolve_batch_size(self, n_rows):

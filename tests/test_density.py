@@ -221,7 +221,7 @@ def test_skewed_columns_cost_little():
     assert skewed + X_new.sum(axis=1).mean() == pytest.approx(plain, abs=0.1)
 
 
-@pytest.mark.parametrize(("n", "steps"), [(25, 700), (196, 700), (676, 1300)])
+@pytest.mark.parametrize(("n", "steps"), [(25, 650), (200, 650), (729, 1053)])
 def test_steps_grow_with_the_rows(n, steps):
     X = np.random.RandomState(0).standard_normal((n, 2))
     options = {"n_estimators": 2, "early_stopping": False, "random_state": 0}
