@@ -80,7 +80,8 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
 
     max_iter : int or "auto", default="auto"
         Optimiser steps (not epochs) at most. ``"auto"`` is 13 times the number of
-        rows to the power 2/3, at least 650 and at most 8,000. More suit sharp structure, and take longer.
+        rows to the power 2/3, at least 650 and at most 8,000. More suit sharp structure, and take
+        longer.
 
     early_stopping : bool, default=True
         Whether to shorten training when the estimated log-likelihood of the ensemble on new rows
