@@ -125,11 +125,13 @@ class CouplingFlows(Flows):
         if n_conditions > 0:
             masks = torch.cat([torch.zeros_like(masks[:1]), masks])
             self.univariates = [(_affine, 2), *self.univariates]
-        self.register_buffer("masks", F.pad(masks, (n_conditions, 0), value=True))
+        masks = F.pad(masks, (n_conditions, 0), value=True)
         self.layer_sizes = []
-        for mask, (_, n_parameters) in zip(self.masks, self.univariates, strict=True):
+        for mask, (_, n_parameters) in zip(masks, self.univariates, strict=True):
             n_fixed, n_outputs = int(mask.sum()), int((~mask).sum()) * n_parameters
             self.layer_sizes.append(list(pairwise([n_fixed, *hidden_layer_sizes, n_outputs])))
+        # The columns of each coupling: first those that it leaves as they are.
+        self.register_buffer("orders", torch.argsort(~masks, dim=1, stable=True))
         self.weights = nn.Parameter(
             torch.cat([self._initial_weights(sizes) for sizes in self.layer_sizes], dim=1)
         )
@@ -138,13 +140,14 @@ class CouplingFlows(Flows):
         sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
         weights = iter(self.weights.split(sizes, dim=1))
         couplings = super()._couplings() if self.n_conditions > 0 else []
-        for mask, layers, univariate in zip(
-            self.masks, self.layer_sizes, self.univariates, strict=True
+        for order, position, layers, univariate in zip(
+            self.orders, self.orders.argsort(dim=1), self.layer_sizes, self.univariates, strict=True
         ):
             unflat = [
                 next(weights).unflatten(1, shape) for i, o in layers for shape in _shapes(i, o)
             ]
-            couplings.append(CouplingTransform(partial(_conditioned, *univariate, unflat), mask))
+            meta, n_fixed = partial(_conditioned, *univariate, unflat), layers[0][0]
+            couplings.append(_Coupling(meta, order, position, n_fixed))
         return couplings
 
     def _initial_weights(self, layers: list[tuple[int, int]]) -> Tensor:
@@ -157,6 +160,39 @@ class CouplingFlows(Flows):
             parts.append(torch.empty(n_members, n_weights).uniform_(-bound, bound))
         n_inputs, n_outputs = layers[-1]
         return torch.cat([*parts, torch.zeros(n_members, (n_inputs + 1) * n_outputs)], dim=1)
+
+
+class _Coupling(CouplingTransform):
+    """Coupling with the same map as that of zuko, whose columns are selected, not indexed: faster.
+
+    Parameters
+    ----------
+    meta : callable
+        From the columns that stay as they are to the transform of the others.
+    order : Tensor of int, shape (n_columns,)
+        The columns, first those that stay as they are.
+    position : Tensor of int, shape (n_columns,)
+        Where each column is in ``order``.
+    n_fixed : int
+        How many stay as they are.
+    """
+
+    def __init__(
+        self, meta: Callable[[Tensor], Transform], order: Tensor, position: Tensor, n_fixed: int
+    ) -> None:
+        Transform.__init__(self)
+        self.meta = meta
+        self.order = order
+        self.position = position
+        self.sizes = [n_fixed, len(order) - n_fixed]
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Select the columns that stay as they are, and the others."""
+        return x.index_select(-1, self.order).split(self.sizes, dim=-1)
+
+    def merge(self, x_a: Tensor, x_b: Tensor, shape: torch.Size) -> Tensor:
+        """Put columns back where they were."""
+        return torch.cat([x_a, x_b], dim=-1).index_select(-1, self.position)
 
 
 def _conditioned(

@@ -234,7 +234,7 @@ def test_steps_grow_with_the_rows(n, steps):
 def test_many_rows_get_more_transforms(n, n_transforms, expected):
     X = np.random.RandomState(0).standard_normal((n, 2))
     density = FlowDensity(n_transforms=n_transforms, max_iter=1, objective="likelihood").fit(X)
-    assert len(density._models["flow"].masks) == expected
+    assert len(density._models["flow"].orders) == expected
 
 
 def test_a_row_far_away_costs_little():
