@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.distributions import Transform
-from zuko.transforms import MonotonicRQSTransform
+from torch.distributions import Transform, constraints
 
 #: The splines are the identity beyond this distance from zero.
 BOUND = 5.0
@@ -18,7 +17,7 @@ BOUND = 5.0
 SMALLEST_SLOPE = 1e-3
 
 
-class RationalQuadraticSpline(MonotonicRQSTransform):
+class RationalQuadraticSpline(Transform):
     """Monotonic rational-quadratic spline with the same map as that of zuko.
 
     Half of a training step is splines, and most of it is spent on calling operations. So three
@@ -37,8 +36,13 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
     Durkan et al., *Neural Spline Flows*, NeurIPS 2019. https://arxiv.org/abs/1906.04032
     """
 
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
+
     def __init__(self, parameters: Tensor) -> None:
-        Transform.__init__(self)
+        super().__init__()
         self.parameters = parameters.movedim(-1, 0).contiguous()
         with torch.no_grad():
             n_bins = (len(self.parameters) + 1) // 3
@@ -50,11 +54,6 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
             self.knots = _pad(ends, 1, (1, 0), -BOUND)
             self.horizontal, self.vertical = self.knots
             self.derivatives = _pad(slopes.exp_(), 0, (1, 1), 1.0)
-
-    @property
-    def bins(self) -> int:
-        """Number of bins."""
-        return len(self.horizontal) - 1
 
     def bin_of(self, values: Tensor, knots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Find the bins that values are in, the first or the last for those outside.
@@ -92,6 +91,10 @@ class RationalQuadraticSpline(MonotonicRQSTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the logarithm of the slope at ``x``; ``y`` is the value there."""
+        return self.call_and_ladj(x)[1]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map and the logarithm of its slope."""
@@ -146,16 +149,16 @@ class _Map(torch.autograd.Function):
         of_product = of_y * h / denominator
         of_square = twice_of_log / denominator
         minus_of_denominator = torch.addcmul(of_square, of_product, part)
-        minus_of_bend = minus_of_denominator + of_numerator
+        minus_of_ct = minus_of_denominator + of_numerator
         bend = torch.addcmul(c, c, z, value=-2)
         of_s = torch.addcmul(twice_of_log / s - minus_of_denominator, of_product, z - t)
-        of_s = of_s.addcmul_(t, minus_of_bend, value=2)
+        of_s = of_s.addcmul_(t, minus_of_ct, value=2)
         of_z = torch.addcmul(of_product * s * numerator / denominator, bend, of_square, value=-1)
         of_z = of_z.addcmul_(d1 - d0 - bend, of_numerator)
         of_end = z * of_numerator
-        of_d1 = torch.addcmul(of_end, t, minus_of_bend, value=-1)
-        of_d0 = torch.addcmul(of_numerator - of_end, t, of_product - minus_of_bend)
-        # Minus the gradient in the lower corner, with which the upper one goes along, and in that.
+        of_d1 = torch.addcmul(of_end, t, minus_of_ct, value=-1)
+        of_d0 = torch.addcmul(of_numerator - of_end, t, of_product - minus_of_ct)
+        # Minus that in the lower corner, with which the upper one goes along, and in the upper one.
         of_x, of_s = of_z / w, of_s / w
         minus_of_both = torch.stack([of_x, -of_y])
         minus_of_upper = torch.addcmul(of_s, of_y, part).neg_()
