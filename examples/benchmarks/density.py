@@ -27,11 +27,9 @@ METHODS = {
     OURS: lambda seed: JeffreysDensity(random_state=seed),
     "likelihood": lambda seed: JeffreysDensity(objective="likelihood", random_state=seed),
     "independent energy": lambda seed: JeffreysDensity(proxy="energy", random_state=seed),
-    "JeffreysDensity, last": lambda seed: JeffreysDensity(
-        early_stopping=False, max_iter=1000, random_state=seed
-    ),
+    "JeffreysDensity, last": lambda seed: JeffreysDensity(early_stopping=False, random_state=seed),
     "likelihood, last": lambda seed: JeffreysDensity(
-        objective="likelihood", early_stopping=False, max_iter=1000, random_state=seed
+        objective="likelihood", early_stopping=False, random_state=seed
     ),
     **PEERS,
 }
