@@ -245,8 +245,7 @@ class AdaptiveMultipliers(FixedMultipliers):
         Parameters
         ----------
         loss : float
-            How far the log-likelihood of the rows left out, their sum, is behind its best, in
-            nats.
+            What overfitting costs the log-likelihood of the rows left out, their sum, in nats.
         fraction_left : float
             Of the steps, in proportion to which the learning rate falls; positive.
         """

@@ -139,18 +139,24 @@ class Trainer:
         loss = loss - (SAMPLING_INTERVAL - 1) * in_other_steps
         return loss, evaluate_terms(log_densities, self.entropy)
 
-    def heed_held_out(self, log_likelihood: float, n_rows: int, fraction_left: float) -> None:
+    def heed_held_out(
+        self, log_likelihood: float, gap: float, n_rows: int, fraction_left: float
+    ) -> None:
         """Lower the entropy of the data and move the bounds of the multipliers.
 
         The entropy is at most the negative log-likelihood that any model reaches on rows it
         has not seen. An allowance below the best so far leaves the flow room to improve; where
         it goes further on its training rows, it overfits and its multiplier falls. How far the
-        held-out rows are behind their best says how much it does.
+        held-out rows are behind their best says how much it does. But the noise of large steps
+        takes them back too, and the training rows with them: what overfitting has cost is no more
+        than what these are ahead by.
 
         Parameters
         ----------
         log_likelihood : float
             Mean over the rows that the members leave out.
+        gap : float
+            How far that of the training rows is ahead of it.
         n_rows : int
             Their number.
         fraction_left : float
@@ -159,7 +165,8 @@ class Trainer:
         allowance = ENTROPY_ALLOWANCE * self.flow.base.n_features
         self.entropy = min(self.entropy, -log_likelihood - allowance)
         best = -self.entropy - allowance
-        self.multipliers.move_bounds(n_rows * (best - log_likelihood), fraction_left)
+        loss = min(best - log_likelihood, max(gap, 0.0))
+        self.multipliers.move_bounds(n_rows * loss, fraction_left)
 
     @torch.no_grad()
     def held_out_log_likelihood(self, folds: Folds) -> float:
@@ -349,7 +356,7 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     n_held_out = folds.held_out.numel()
-    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), n_held_out, 1.0)
+    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), 0.0, n_held_out, 1.0)
     conditions = folds.rows.draw_conditions(EVALUATION_SAMPLES, generator)
     noise = trainer.slow_flow.base.sample(conditions, generator)
     remaining = max_iter
@@ -363,11 +370,11 @@ def train(
         if recovery.check(trainer):
             score, ambiguity = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
             history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
+            gap = history[-1]["training_log_likelihood"] - score
             if early_stopping is not None:
-                gap = history[-1]["training_log_likelihood"] - score
                 early_stopping.update(score + ambiguity, gap, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
-            trainer.heed_held_out(score, n_held_out, max(remaining, 1) / max_iter)
+            trainer.heed_held_out(score, gap, n_held_out, max(remaining, 1) / max_iter)
         recent = []
         if remaining == 0:
             break

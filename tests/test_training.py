@@ -320,9 +320,9 @@ def test_history_has_a_row_per_evaluation():
 
 def test_entropy_only_falls():
     trainer = make_trainer()
-    trainer.heed_held_out(-2.0, 10, 1.0)
+    trainer.heed_held_out(-2.0, 0.0, 10, 1.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
-    trainer.heed_held_out(-3.0, 10, 1.0)
+    trainer.heed_held_out(-3.0, 0.0, 10, 1.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
@@ -337,11 +337,20 @@ def test_the_reverse_bound_grows_as_held_out_rows_get_worse_and_falls_as_steps_a
         (-1.0, 0.5),
         (-1e9, 0.5),
     ]:
-        trainer.heed_held_out(log_likelihood, 30, fraction_left)
+        trainer.heed_held_out(log_likelihood, math.inf, 30, fraction_left)
         largest.append(float(trainer.multipliers.largest[1] / trainer.multipliers.maximum[1]))
     per_nat = math.exp(30 / OVERFITTING_SCALE)
     expected = [1, 0.8, per_nat**0.5 - 0.2, per_nat - 0.2, 0.5, 0.5, MAXIMUM_GROWTH]
     assert largest == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("gap", "loss"), [(-1.0, 0.0), (0.0, 0.0), (0.3, 0.3), (2.0, 1.0)])
+def test_held_out_rows_lose_no_more_by_overfitting_than_training_rows_are_ahead(gap, loss):
+    trainer = make_trainer()
+    trainer.heed_held_out(-1.0, gap, 30, 1.0)
+    trainer.heed_held_out(-2.0, gap, 30, 1.0)
+    growth = float(trainer.multipliers.largest[1] / trainer.multipliers.maximum[1])
+    assert growth == pytest.approx(math.exp(30 * loss / OVERFITTING_SCALE))
 
 
 def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
