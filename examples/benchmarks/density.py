@@ -22,6 +22,8 @@ from skjeffreys import JeffreysDensity
 from skjeffreys._ensemble import mixture_log_density
 
 MAXIMUM_TEST_ROWS = 2000
+#: The steps of a long training: those that a fit of the most rows takes by default.
+MANY_STEPS = 8000
 OURS = "JeffreysDensity"
 METHODS = {
     OURS: lambda seed: JeffreysDensity(random_state=seed),
@@ -31,10 +33,18 @@ METHODS = {
     "likelihood, last": lambda seed: JeffreysDensity(
         objective="likelihood", early_stopping=False, random_state=seed
     ),
+    "JeffreysDensity, last of many": lambda seed: JeffreysDensity(
+        early_stopping=False, max_iter=MANY_STEPS, random_state=seed
+    ),
+    "likelihood, last of many": lambda seed: JeffreysDensity(
+        objective="likelihood", early_stopping=False, max_iter=MANY_STEPS, random_state=seed
+    ),
     **PEERS,
 }
 #: From likelihood to the Jeffreys objective, all else equal.
-OBJECTIVES = {"likelihood": OURS, "likelihood, last": f"{OURS}, last"}
+OBJECTIVES = {
+    f"likelihood{training}": f"{OURS}{training}" for training in ("", ", last", ", last of many")
+}
 COLUMNS = ["set", "n_train", "split", "method", "rows", "columns", "seconds", "score"]
 COLUMNS += ["normalizer", "normalizer_std_error", "normalizer_ess"]
 #: Log-densities of parts of JeffreysDensity, from its models and rows of coordinates.
@@ -170,7 +180,7 @@ def report_normalizer(results):
 
 def plot(summary, path):
     """Draw the lead over the best peer and over likelihood in each cell."""
-    columns = [c for c in summary.filter(like="lead on") if not c.endswith("last")]
+    columns = [c for c in summary.filter(like="lead on") if ", last" not in c]
     figure, axes = plt.subplots(
         1, len(columns), figsize=(5 * len(columns), 0.25 * len(summary) + 1.2), sharey=True
     )
