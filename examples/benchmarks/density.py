@@ -20,10 +20,9 @@ from threadpoolctl import threadpool_limits
 
 from skjeffreys import JeffreysDensity
 from skjeffreys._ensemble import mixture_log_density
+from skjeffreys._estimator import MAXIMUM_STEPS
 
 MAXIMUM_TEST_ROWS = 2000
-#: The steps of a long training: those that a fit of the most rows takes by default.
-MANY_STEPS = 8000
 OURS = "JeffreysDensity"
 METHODS = {
     OURS: lambda seed: JeffreysDensity(random_state=seed),
@@ -34,10 +33,10 @@ METHODS = {
         objective="likelihood", early_stopping=False, random_state=seed
     ),
     "JeffreysDensity, last of many": lambda seed: JeffreysDensity(
-        early_stopping=False, max_iter=MANY_STEPS, random_state=seed
+        early_stopping=False, max_iter=MAXIMUM_STEPS, random_state=seed
     ),
     "likelihood, last of many": lambda seed: JeffreysDensity(
-        objective="likelihood", early_stopping=False, max_iter=MANY_STEPS, random_state=seed
+        objective="likelihood", early_stopping=False, max_iter=MAXIMUM_STEPS, random_state=seed
     ),
     **PEERS,
 }
