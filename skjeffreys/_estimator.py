@@ -24,6 +24,7 @@ from ._flow import CouplingFlows
 from ._mixtures import (
     BENT_COVARIANCES,
     COVARIANCES,
+    RESIDUAL_COVARIANCES,
     GaussianMixtures,
     affordable_kinds,
     standard_normal,
@@ -266,11 +267,14 @@ class JeffreysEstimator(BaseEstimator):
         """Return the mixtures that a fit tries beside the flows.
 
         Bending suits skewed columns and harms clusters: without conditions there are mixtures of
-        bent columns and of columns as they were.
+        bent columns and of columns as they were. With conditions there are few: flows know how the
+        residuals depend on the conditions, and each mixture has some weight by its prior.
         """
-        covariances = {regressions: BENT_COVARIANCES}
-        if folds.rows.n_conditions == 0:
-            covariances[Unbending(self._coordinates.power)] = COVARIANCES
+        if folds.rows.n_conditions > 0:
+            covariances = {regressions: RESIDUAL_COVARIANCES}
+        else:
+            as_they_were = Unbending(self._coordinates.power)
+            covariances = {regressions: BENT_COVARIANCES, as_they_were: COVARIANCES}
         n_rows, n_features = folds.training.shape[1], folds.rows.targets.shape[1]
         return [
             Candidate(preprocessing, kind)

@@ -3,6 +3,7 @@
 __all__ = [
     "BENT_COVARIANCES",
     "COVARIANCES",
+    "RESIDUAL_COVARIANCES",
     "GaussianMixtures",
     "Kind",
     "Mixture",
@@ -10,6 +11,7 @@ __all__ = [
     "fit_mixture",
     "join",
     "mean",
+    "shrunk",
     "standard_normal",
     "training_rows",
     "with_tails",
@@ -37,7 +39,11 @@ N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Their covariances, and what is added to each variance, of standardised columns.
 COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
-BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1)]
+BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("full", 0.3), ("shrunk", 1e-6)]
+#: Those of residuals given conditions.
+RESIDUAL_COVARIANCES = [("diag", 1e-6)]
+#: Rows for each column that the shared covariance counts for, beside those of a component.
+SHRINKAGE = 0.1
 #: Rows for each column that a covariance needs, lest it be that of a few rows only.
 ROWS_PER_COLUMN = 2
 #: What is added, at least, where a covariance has fewer.
@@ -100,12 +106,21 @@ def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
 
 
 class Kind(NamedTuple):
-    """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`."""
+    """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`.
+
+    Covariances that are "shrunk" are full ones, of which :func:`shrunk` is taken after the fit.
+    """
 
     n_components: int
     covariance_type: str
     reg_covar: float
     init_params: str = "kmeans"
+
+    @property
+    def fitted(self) -> "Kind":
+        """What is fitted: the same for full covariances and for shrunk ones."""
+        is_shrunk = self.covariance_type == "shrunk"
+        return self._replace(covariance_type="full") if is_shrunk else self
 
 
 def join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
@@ -277,10 +292,50 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     return Mixture(mixture.weights_, mixture.means_, factors)
 
 
+def shrunk(mixture: Mixture, n_rows: int) -> Mixture:
+    r"""Shrink the covariances of components of few rows towards the one that they share.
+
+    .. math:: \frac{n_k S_k + s d T}{n_k + s d}, \qquad
+        T = (1 - t) \sum_k w_k S_k + t \operatorname{diag} \sum_k w_k S_k, \quad
+        t = \frac{d}{d + n}
+
+    as if ``s`` more rows for each of the ``d`` columns had been seen, with covariance ``T``. A
+    single component shares with none: its covariance becomes ``T``.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        With full covariances.
+    n_rows : int
+        That it was fitted to.
+    """
+    n_features = mixture.means.shape[1]
+    covariances = _covariances(mixture.factors)
+    shared = np.einsum("k,kij->ij", mixture.weights, covariances)
+    to_diagonal = n_features / (n_features + n_rows)
+    shared -= to_diagonal * (shared - np.diag(np.diag(shared)))
+    if len(covariances) == 1:
+        return mixture._replace(factors=_factors(shared[None]))
+    counts = (mixture.weights * n_rows)[:, None, None]
+    prior = SHRINKAGE * n_features
+    return mixture._replace(
+        factors=_factors((counts * covariances + prior * shared) / (counts + prior))
+    )
+
+
 def _widened(factors: np.ndarray, added: float) -> np.ndarray:
     """Add to the variances, given factors of precisions, (k, d, d)."""
+    return _factors(_covariances(factors) + added * np.eye(factors.shape[-1]))
+
+
+def _covariances(factors: np.ndarray) -> np.ndarray:
+    """From factors of precisions, (k, d, d)."""
     inverses = np.linalg.inv(factors)
-    covariances = inverses.swapaxes(1, 2) @ inverses + added * np.eye(factors.shape[-1])
+    return inverses.swapaxes(1, 2) @ inverses
+
+
+def _factors(covariances: np.ndarray) -> np.ndarray:
+    """Factor the precisions, (k, d, d)."""
     return np.linalg.inv(np.linalg.cholesky(covariances)).swapaxes(1, 2)
 
 

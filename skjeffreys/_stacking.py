@@ -21,6 +21,7 @@ from ._mixtures import (
     fit_mixture,
     join,
     mean,
+    shrunk,
     training_rows,
     with_tails,
 )
@@ -175,19 +176,29 @@ class _Fits:
         self, candidates: Sequence[Candidate], n_members: int, seeds: Sequence[int]
     ) -> list[list[Mixture]]:
         """Return, for each candidate and each of the first members, the mean of a fit per seed."""
-        jobs = list(product(candidates, range(n_members), seeds))
-        missing = [job for job in jobs if job not in self._fitted]
+        jobs = [
+            (preprocessing, kind.fitted, member, seed)
+            for (preprocessing, kind), member, seed in product(candidates, range(n_members), seeds)
+        ]
+        missing = [job for job in dict.fromkeys(jobs) if job not in self._fitted]
         # In one thread a mixture is the same whatever the number of threads and of processes.
         with threadpool_limits(1), parallel_config("loky", inner_max_num_threads=1):
             mixtures = Parallel(self._n_jobs)(
                 delayed(fit_mixture)(self._training[preprocessing][member], kind, seed)
-                for (preprocessing, kind), member, seed in missing
+                for preprocessing, kind, member, seed in missing
             )
         self._fitted.update(zip(missing, mixtures, strict=True))
         return [
-            [mean([self._fitted[each, k, seed] for seed in seeds]) for k in range(n_members)]
+            [mean([self._mixture(each, k, seed) for seed in seeds]) for k in range(n_members)]
             for each in candidates
         ]
+
+    def _mixture(self, candidate: Candidate, member: int, seed: int) -> Mixture:
+        preprocessing, kind = candidate
+        mixture = self._fitted[preprocessing, kind.fitted, member, seed]
+        if kind == kind.fitted:
+            return mixture
+        return shrunk(mixture, len(self._training[preprocessing][member]))
 
     def log_densities(
         self, candidates: Sequence[Candidate], mixtures: Sequence[Sequence[Mixture]]

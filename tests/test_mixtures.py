@@ -14,6 +14,7 @@ from skjeffreys._mixtures import (
     fit_mixture,
     join,
     mean,
+    shrunk,
     standard_normal,
     training_rows,
     with_tails,
@@ -210,6 +211,30 @@ def test_a_shared_covariance_has_the_rows_of_all_components():
         mixture = fit_mixture(rows, kind, seed=0)
         precision = mixture.factors[0] @ mixture.factors[0].T
         assert 1 / np.linalg.eigvalsh(precision).max() < 2e-5
+
+
+def covariances(mixture):
+    return np.linalg.inv(mixture.factors @ mixture.factors.swapaxes(1, 2))
+
+
+def test_shrunk_covariances_are_between_their_own_and_the_shared_one():
+    mixture = fit_mixture(clusters(90), Kind(3, "full", 1e-6), seed=0)
+    own, few, many = (
+        covariances(m) for m in (mixture, shrunk(mixture, 90), shrunk(mixture, 10**9))
+    )
+    np.testing.assert_allclose(many, own, rtol=1e-4, atol=1e-6)
+    shared = np.einsum("k,kij->ij", mixture.weights, own)
+    shared = np.where(np.eye(3), shared, shared * 90 / 93)
+    share = 0.3 / (90 * mixture.weights + 0.3)
+    expected = own + share[:, None, None] * (shared - own)
+    np.testing.assert_allclose(few, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_single_covariance_of_few_rows_is_shrunk_to_its_diagonal():
+    rows = clusters(6)
+    mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+    own, result = covariances(mixture)[0], covariances(shrunk(mixture, 6))[0]
+    np.testing.assert_allclose(result, np.where(np.eye(3), own, own * 6 / 9), rtol=1e-6, atol=1e-9)
 
 
 def test_tails_are_heavy_and_cost_nothing_close_by():
