@@ -141,10 +141,9 @@ def stack(
     few = max(1, flow.n_members // 2)
     useful = _restarts(fits.useful(candidates, log_p[:few], seed))
     useful = fits.useful(useful, log_p, seed)
-    n_fits, weights = fits.worthwhile(useful, log_p, seed)
-    mixtures = fits.fit(useful, flow.n_members, range(seed, seed + n_fits))
-    weights[1:] *= weights[1:] >= SMALLEST_WEIGHT
-    return _join_parts(flow, useful, mixtures, weights / weights.sum(), tailed)
+    kept, n_fits, weights = fits.worthwhile(useful, log_p, seed)
+    mixtures = fits.fit(kept, flow.n_members, range(seed, seed + n_fits))
+    return _join_parts(flow, kept, mixtures, weights, tailed)
 
 
 class _Fits:
@@ -233,10 +232,10 @@ class _Fits:
 
     def worthwhile(
         self, candidates: Sequence[Candidate], log_p: Tensor, seed: int
-    ) -> tuple[int, np.ndarray]:
-        """Return how many fits of each candidate there are until one more is worth too little.
+    ) -> tuple[list[Candidate], int, np.ndarray]:
+        """Fit candidates again until one more fit of each is worth too little.
 
-        And the weights of the flows and of the mean of the fits of each candidate.
+        Those that have next to no weight after a fit get no further one.
 
         Parameters
         ----------
@@ -245,6 +244,14 @@ class _Fits:
             Log-densities of the flows at the rows that each leaves out.
         seed : int
             Of the first.
+
+        Returns
+        -------
+        kept : list of Candidate
+        n_fits : int
+            Of each of them.
+        weights : ndarray of shape (1 + n_kept,)
+            Of the flows and of the mean of the fits of each; their sum is one.
         """
         of_fits, row_weights = [], self._row_weights.flatten()
         for n_fits in range(1, MAXIMUM_FITS + 1):
@@ -253,9 +260,14 @@ class _Fits:
             of_fits.append(of_fit.flatten(1))
             log_densities = torch.stack(of_fits)
             weights = stacking_weights(mixture_log_density(log_densities), row_weights)
+            kept = weights >= SMALLEST_WEIGHT
+            kept[0] = True
+            candidates = list(compress(candidates, kept[1:]))
             if n_fits > 1 and worth_of_a_fit(log_densities, weights, row_weights) < USEFUL_WORTH:
                 break
-        return n_fits, weights.numpy()
+            of_fits = [of_fit[kept] for of_fit in of_fits]
+        weights = weights[kept].numpy()
+        return candidates, n_fits, weights / weights.sum()
 
     def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
         """Return the weights of densities, from (n_members, n) of each."""
@@ -283,10 +295,9 @@ def _join_parts(
     parts, part_weights = [flow], [weights[0]]
     for preprocessing in dict.fromkeys(each for each, _ in candidates):
         own = weights[1:] * [each is preprocessing for each, _ in candidates]
-        if own.sum() > 0:
-            joined = [join(members, own / own.sum()) for members in zip(*mixtures, strict=True)]
-            parts.append(_part(preprocessing, joined, tailed))
-            part_weights.append(own.sum())
+        joined = [join(members, own / own.sum()) for members in zip(*mixtures, strict=True)]
+        parts.append(_part(preprocessing, joined, tailed))
+        part_weights.append(own.sum())
     return StackedDensity(parts, torch.from_numpy(np.array(part_weights)))
 
 

@@ -218,6 +218,26 @@ def test_what_is_of_no_use_is_fitted_no_further_than_it_takes_to_tell(monkeypatc
     assert fits == expected | {good: 2 * n_members}
 
 
+def test_what_flows_do_better_is_fitted_once(monkeypatch):
+    """Beside mixtures of the clusters alone it is of use, for the rows between them."""
+    between = np.random.RandomState(0).standard_normal((60, 3))
+    folds = make_folds(np.vstack([clusters(240), between]))
+    flow = standard_normal_flow(folds)
+    log_prob = flow.log_prob
+    monkeypatch.setattr(flow, "log_prob", lambda x: log_prob(x) + 1)
+    tight, wide = Kind(2, "full", 1e-4), Kind(1, "full", 1e-4)
+    fits = Counter()
+
+    def fit(rows, kind, seed):
+        fits[kind] += 1
+        return standard_normal(3) if kind == wide else fit_mixture(clusters(240), kind, seed)
+
+    monkeypatch.setattr("skjeffreys._stacking.fit_mixture", fit)
+    stack(flow, candidates_of(flow, [tight, wide]), folds, NO_TAILS, seed=0)
+    assert fits[wide] == folds.n_members
+    assert fits[tight] == 2 * folds.n_members
+
+
 def test_fits_go_on_as_long_as_each_is_worth_its_time(monkeypatch):
     """Here each knows one cluster of eight."""
     n_clusters = 8
