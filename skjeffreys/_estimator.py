@@ -21,15 +21,8 @@ from ._bounds import Bounds
 from ._coordinates import Coordinates, Standardisation
 from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
-from ._mixtures import (
-    BENT_COVARIANCES,
-    COVARIANCES,
-    RESIDUAL_COVARIANCES,
-    GaussianMixtures,
-    affordable_kinds,
-    standard_normal,
-    with_tails,
-)
+from ._mixture_fitting import BENT_COVARIANCES, COVARIANCES, RESIDUAL_COVARIANCES, affordable_kinds
+from ._mixtures import GaussianMixtures, standard_normal, with_tails
 from ._normalizer import measure_normalizer
 from ._power import Unbending
 from ._problem import LARGEST, SMALLEST, AdaptiveMultipliers, FixedMultipliers

@@ -1,64 +1,23 @@
-"""Gaussian mixtures of several members: fitted, given heavy tails, evaluated and sampled."""
+"""Gaussian mixtures of several members: joined, given heavy tails, evaluated and sampled."""
 
 __all__ = [
-    "BENT_COVARIANCES",
-    "COVARIANCES",
-    "RESIDUAL_COVARIANCES",
     "GaussianMixtures",
-    "Kind",
     "Mixture",
-    "affordable_kinds",
-    "fit_mixture",
     "join",
     "mean",
-    "shrunk",
     "standard_normal",
-    "training_rows",
     "with_tails",
 ]
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from ._power import Unbending
-from ._regression import LinearRegressions
-from ._rows import Folds
-
-#: Numbers of components of the mixtures that are fitted.
-N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: Their covariances, and what is added to each variance, of standardised columns.
-COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
-#: Those of bent columns, which are about normal: there smooth mixtures pay as well.
-BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("full", 0.3), ("shrunk", 1e-6)]
-#: Those of residuals given conditions.
-RESIDUAL_COVARIANCES = [("diag", 1e-6)]
-#: Rows for each column that the shared covariance counts for, beside those of a component.
-SHRINKAGE = 0.1
-#: Rows for each column that a covariance needs, lest it be that of a few rows only.
-ROWS_PER_COLUMN = 2
-#: What is added, at least, where a covariance has fewer.
-FEW_ROWS_REG_COVAR = 1e-4
-#: Products in a step of expectation maximisation, at most: fewer components in many columns.
-MAXIMUM_PRODUCTS = 2e8
-#: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
-MAXIMUM_COVARIANCES = 2e5
-#: Gain of a step of expectation maximisation, in nats, of the log-likelihood of all rows, below
-#: which a mixture has converged. The more rows, the less of a small gain a row is luck.
-TOLERANCE = 100.0
-#: The same a row, at most.
-MAXIMUM_TOLERANCE = 0.05
-#: Rows that a mixture is fitted on, at most.
-MAXIMUM_ROWS = 5000
 #: Numbers in a block of intermediate results: few enough to stay in the cache.
 BLOCK_SIZE = 2**18
 #: Standard deviations of the wide components that are added to every mixture.
@@ -103,24 +62,6 @@ def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
         np.r_[mixture.means, np.zeros((len(weights), n_features))],
         np.r_[mixture.factors, np.eye(n_features) / scales[:, None]],
     )
-
-
-class Kind(NamedTuple):
-    """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`.
-
-    Covariances that are "shrunk" are full ones, of which :func:`shrunk` is taken after the fit.
-    """
-
-    n_components: int
-    covariance_type: str
-    reg_covar: float
-    init_params: str = "kmeans"
-
-    @property
-    def fitted(self) -> "Kind":
-        """What is fitted: the same for full covariances and for shrunk ones."""
-        is_shrunk = self.covariance_type == "shrunk"
-        return self._replace(covariance_type="full") if is_shrunk else self
 
 
 def join(mixtures: Iterable[Mixture], weights: np.ndarray) -> Mixture:
@@ -247,104 +188,3 @@ class GaussianMixtures(nn.Module):
     def _block_rows(self, numbers: int) -> int:
         """How many rows of each member to compute at once, with so many numbers for each."""
         return max(1, BLOCK_SIZE // (self.n_members * numbers))
-
-
-def affordable_kinds(
-    n_rows: int, n_features: int, covariances: Sequence[tuple[str, float]]
-) -> list[Kind]:
-    """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
-    affordable = min(MAXIMUM_PRODUCTS / n_rows, MAXIMUM_COVARIANCES) // n_features**2
-    largest = min(n_rows // 2, affordable)
-    return [
-        Kind(n_components, *covariance)
-        for n_components, covariance in product(N_COMPONENTS, covariances)
-        if n_components <= max(1, largest)
-    ]
-
-
-def training_rows(folds: Folds, preprocessing: LinearRegressions | Unbending) -> np.ndarray:
-    """Return what mixtures are fitted to, for each member, of shape (n_members, n, d).
-
-    Preprocessed training rows, in double precision.
-    """
-    return preprocessing.preprocess(folds.rows.values[_resample(folds)].double()).numpy()
-
-
-def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
-    """Fit a mixture to rows, (n, d).
-
-    Columns that nearly determine each other are narrow in some direction, on rows left out too, but
-    a component of few rows is narrow because of these. So it is made wider.
-    """
-    tolerance = min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture = GaussianMixture(**kind._asdict(), tol=tolerance, random_state=seed).fit(rows)
-    n_features = rows.shape[1]
-    factors = mixture.precisions_cholesky_
-    if kind.covariance_type == "diag":
-        factors = factors[:, :, None] * np.eye(n_features)
-    shape = (kind.n_components, n_features, n_features)
-    factors = np.broadcast_to(factors, shape).copy()
-    shares = 1.0 if kind.covariance_type == "tied" else mixture.weights_
-    few = np.broadcast_to(shares * len(rows) < ROWS_PER_COLUMN * n_features, kind.n_components)
-    factors[few] = _widened(factors[few], max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar))
-    return Mixture(mixture.weights_, mixture.means_, factors)
-
-
-def shrunk(mixture: Mixture, n_rows: int) -> Mixture:
-    r"""Shrink the covariances of components of few rows towards the one that they share.
-
-    .. math:: \frac{n_k S_k + s d T}{n_k + s d}, \qquad
-        T = (1 - t) \sum_k w_k S_k + t \operatorname{diag} \sum_k w_k S_k, \quad
-        t = \frac{d}{d + n}
-
-    as if ``s`` more rows for each of the ``d`` columns had been seen, with covariance ``T``. A
-    single component shares with none: its covariance becomes ``T``.
-
-    Parameters
-    ----------
-    mixture : Mixture
-        With full covariances.
-    n_rows : int
-        That it was fitted to.
-    """
-    n_features = mixture.means.shape[1]
-    covariances = _covariances(mixture.factors)
-    shared = np.einsum("k,kij->ij", mixture.weights, covariances)
-    to_diagonal = n_features / (n_features + n_rows)
-    shared -= to_diagonal * (shared - np.diag(np.diag(shared)))
-    if len(covariances) == 1:
-        return mixture._replace(factors=_factors(shared[None]))
-    counts = (mixture.weights * n_rows)[:, None, None]
-    prior = SHRINKAGE * n_features
-    return mixture._replace(
-        factors=_factors((counts * covariances + prior * shared) / (counts + prior))
-    )
-
-
-def _widened(factors: np.ndarray, added: float) -> np.ndarray:
-    """Add to the variances, given factors of precisions, (k, d, d)."""
-    return _factors(_covariances(factors) + added * np.eye(factors.shape[-1]))
-
-
-def _covariances(factors: np.ndarray) -> np.ndarray:
-    """From factors of precisions, (k, d, d)."""
-    inverses = np.linalg.inv(factors)
-    return inverses.swapaxes(1, 2) @ inverses
-
-
-def _factors(covariances: np.ndarray) -> np.ndarray:
-    """Factor the precisions, (k, d, d)."""
-    return np.linalg.inv(np.linalg.cholesky(covariances)).swapaxes(1, 2)
-
-
-def _resample(folds: Folds) -> Tensor:
-    """Return indices of the training rows of each member, each as often as its weight says.
-
-    Systematic resampling: rows of equal weight come once each, unless they are too many.
-    """
-    n = min(folds.training.shape[1], MAXIMUM_ROWS)
-    cumulative = folds.rows.weights[folds.training].cumsum(dim=1)
-    points = cumulative[:, -1:] * torch.from_numpy((np.arange(n) + 0.5) / n)
-    return folds.training.gather(1, torch.searchsorted(cumulative, points))

@@ -14,17 +14,8 @@ from torch import Tensor, nn
 
 from ._ensemble import mixture_log_density, mixture_of_others
 from ._flow import Flows
-from ._mixtures import (
-    GaussianMixtures,
-    Kind,
-    Mixture,
-    fit_mixture,
-    join,
-    mean,
-    shrunk,
-    training_rows,
-    with_tails,
-)
+from ._mixture_fitting import Kind, fit_mixture, shrunk, training_rows
+from ._mixtures import GaussianMixtures, Mixture, join, mean, with_tails
 from ._power import Unbending
 from ._regression import LinearRegressions
 from ._rows import Folds

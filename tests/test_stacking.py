@@ -8,20 +8,19 @@ from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import kstest
 from sklearn.datasets import make_blobs, make_moons
 from sklearn.mixture import GaussianMixture
-from test_mixtures import clusters, make_folds
+from test_mixture_fitting import make_folds
+from test_mixtures import clusters
 
 from skjeffreys import JeffreysDensity
 from skjeffreys._flow import Flows
-from skjeffreys._mixtures import (
+from skjeffreys._mixture_fitting import (
     COVARIANCES,
-    GaussianMixtures,
     Kind,
-    Mixture,
     affordable_kinds,
     fit_mixture,
-    standard_normal,
     training_rows,
 )
+from skjeffreys._mixtures import GaussianMixtures, Mixture, standard_normal
 from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.mixture import GaussianMixture
+from test_mixtures import clusters
+
+from skjeffreys._mixture_fitting import (
+    COVARIANCES,
+    Kind,
+    _resample,
+    affordable_kinds,
+    fit_mixture,
+    shrunk,
+    training_rows,
+)
+from skjeffreys._mixtures import GaussianMixtures, mean
+from skjeffreys._regression import fit_regressions
+from skjeffreys._rows import Rows, split_rows
+
+
+def make_folds(X, weights=None, n_members=4, fraction=0.25):
+    weights = np.ones(len(X)) if weights is None else weights
+    rows = Rows(torch.tensor(X, dtype=torch.float32), torch.tensor(weights / weights.sum()))
+    return split_rows(rows, n_members, fraction, np.random.RandomState(0))
+
+
+def training_rows_of(folds):
+    return training_rows(folds, fit_regressions(folds).double())
+
+
+def test_mixtures_are_fitted_to_the_rows_of_each_member():
+    folds = make_folds(clusters(300))
+    kinds = affordable_kinds(folds.training.shape[1], 3, COVARIANCES)
+    for kind in kinds:
+        for own, index in zip(training_rows_of(folds), folds.training, strict=True):
+            mixture = fit_mixture(own, kind, seed=0)
+            assert len(mixture.weights) == kind.n_components
+            rows = folds.rows.values[index].double().numpy()
+            np.testing.assert_allclose(
+                mixture.weights @ mixture.means, rows.mean(axis=0), atol=0.02
+            )
+            if kind.covariance_type == "diag":
+                off_diagonal = mixture.factors * (1 - np.eye(3))
+                assert (off_diagonal == 0).all()
+            if kind.covariance_type == "tied":
+                assert (mixture.factors == mixture.factors[0]).all()
+            variances = np.linalg.eigvalsh(mixture.factors @ mixture.factors.transpose(0, 2, 1))
+            assert (1 / variances > 0.99 * kind.reg_covar).all()
+
+
+@pytest.mark.parametrize("n_rows, tolerance", [(500, 0.05), (4000, 0.025)])
+def test_fits_end_where_all_rows_together_gain_little(n_rows, tolerance):
+    rows = clusters(n_rows)
+    kind = Kind(16, "full", 1e-4, "random_from_data")
+    ended = fit_mixture(rows, kind, seed=0).means
+    means = {
+        gain: GaussianMixture(**kind._asdict(), tol=gain, random_state=0).fit(rows).means_
+        for gain in (0.05, 0.025)
+    }
+    assert not np.array_equal(*means.values())
+    np.testing.assert_array_equal(ended, means[tolerance])
+
+
+def test_several_fits_are_averaged():
+    folds = make_folds(clusters(100))
+    kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
+    fits = [fit_mixture(rows[0], kind, seed) for seed in (3, 4)]
+    X = torch.tensor(clusters(50, seed=1))
+    densities = GaussianMixtures([*fits, mean(fits)]).log_prob(X).exp()
+    assert not torch.allclose(densities[0], densities[1])
+    torch.testing.assert_close(densities[2], (densities[0] + densities[1]) / 2)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 9, 160])
+def test_few_rows_have_mixtures_of_few_components(n_rows):
+    sizes = {kind.n_components for kind in affordable_kinds(n_rows, 3, COVARIANCES)}
+    assert 1 in sizes
+    assert max(sizes) <= max(1, n_rows // 2)
+
+
+def test_many_columns_have_mixtures_of_few_components():
+    for n_rows in (50, 300, 5000):
+        kinds = affordable_kinds(n_rows, 300, COVARIANCES)
+        largest = max(kind.n_components for kind in kinds)
+        assert largest * n_rows * 300**2 <= 2e8 or largest == 1
+        assert largest * 300**2 <= 2e5
+        assert {kind.covariance_type for kind in kinds} == {"full", "diag", "tied"}
+
+
+def test_components_of_few_rows_are_wider():
+    # Narrow clusters, of which the second has few rows for its three columns.
+    clusters_of = [(200, 0.0), (5, 10.0)]
+    rng = np.random.RandomState(0)
+    rows = [at + 0.002 * rng.standard_normal((n, 3)) for n, at in clusters_of]
+    mixture = fit_mixture(np.concatenate(rows), Kind(2, "full", 1e-6), seed=0)
+    precisions = mixture.factors @ mixture.factors.swapaxes(1, 2)
+    variances = dict(zip(mixture.means[:, 0].round(), np.linalg.inv(precisions), strict=True))
+    for cluster, (n, location) in zip(rows, clusters_of, strict=True):
+        added = 1e-6 if n > 2 * 3 else 1e-4
+        expected = np.cov(cluster.T, bias=True) + added * np.eye(3)
+        np.testing.assert_allclose(variances[location], expected, rtol=1e-3, atol=1e-9)
+
+
+def test_a_shared_covariance_has_the_rows_of_all_components():
+    rows = clusters(300)
+    rows[:, 2] = rows[:, 0] + 0.002 * rows[:, 1]
+    for kind in (Kind(128, "tied", 1e-6), Kind(1, "full", 1e-6)):
+        mixture = fit_mixture(rows, kind, seed=0)
+        precision = mixture.factors[0] @ mixture.factors[0].T
+        assert 1 / np.linalg.eigvalsh(precision).max() < 2e-5
+
+
+def covariances(mixture):
+    return np.linalg.inv(mixture.factors @ mixture.factors.swapaxes(1, 2))
+
+
+def test_shrunk_covariances_are_between_their_own_and_the_shared_one():
+    mixture = fit_mixture(clusters(90), Kind(3, "full", 1e-6), seed=0)
+    own, few, many = (
+        covariances(m) for m in (mixture, shrunk(mixture, 90), shrunk(mixture, 10**9))
+    )
+    np.testing.assert_allclose(many, own, rtol=1e-4, atol=1e-6)
+    shared = np.einsum("k,kij->ij", mixture.weights, own)
+    shared = np.where(np.eye(3), shared, shared * 90 / 93)
+    share = 0.3 / (90 * mixture.weights + 0.3)
+    expected = own + share[:, None, None] * (shared - own)
+    np.testing.assert_allclose(few, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_single_covariance_of_few_rows_is_shrunk_to_its_diagonal():
+    rows = clusters(6)
+    mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+    own, result = covariances(mixture)[0], covariances(shrunk(mixture, 6))[0]
+    np.testing.assert_allclose(result, np.where(np.eye(3), own, own * 6 / 9), rtol=1e-6, atol=1e-9)
+
+
+def test_resampling_keeps_rows_of_equal_weight_and_repeats_heavy_ones():
+    folds = make_folds(np.arange(80.0).reshape(40, 2))
+    np.testing.assert_array_equal(_resample(folds), folds.training)
+    weights = np.repeat([3.0, 1.0], 200)
+    folds = make_folds(np.arange(400.0)[:, None], weights)
+    for index, training in zip(_resample(folds).numpy(), folds.training.numpy(), strict=True):
+        expected = weights[training][training < 200].sum() / weights[training].sum()
+        assert np.mean(index < 200) == pytest.approx(expected, abs=0.05)
+        assert len(index) == len(training)
