@@ -123,8 +123,7 @@ class JeffreysConditionalDensity(JeffreysEstimator):
     n_jobs : int, default=None
         Gaussian mixtures fitted at a time, each in a process of its own. None is one, unless in
         a :func:`joblib.parallel_config` context, and -1 all processors. A fit is the same
-        whatever this is. With 2,000 rows mixtures take about half of its time; the flows are
-        trained in one thread.
+        whatever this is. Mixtures take little of its time; the flows are trained in one thread.
 
     device : str, default="auto"
         Device of torch to train and score on, such as ``"cpu"`` or ``"cuda"``; ``"auto"`` is
