@@ -251,13 +251,13 @@ class _Fits:
             of_fits.append(of_fit.flatten(1))
             log_densities = torch.stack(of_fits)
             weights = stacking_weights(mixture_log_density(log_densities), row_weights)
-            kept = weights >= SMALLEST_WEIGHT
-            kept[0] = True
-            candidates = list(compress(candidates, kept[1:]))
+            has_weight = weights >= SMALLEST_WEIGHT
+            has_weight[0] = True
+            candidates = list(compress(candidates, has_weight[1:]))
             if n_fits > 1 and worth_of_a_fit(log_densities, weights, row_weights) < USEFUL_WORTH:
                 break
-            of_fits = [of_fit[kept] for of_fit in of_fits]
-        weights = weights[kept].numpy()
+            of_fits = [of_fit[has_weight] for of_fit in of_fits]
+        weights = weights[has_weight].numpy()
         return candidates, n_fits, weights / weights.sum()
 
     def weigh(self, log_densities: Sequence[Tensor]) -> np.ndarray:
