@@ -25,6 +25,8 @@ EVALUATION_SAMPLES = 32
 WARM_UP = 30
 #: What a plateau divides the remaining steps by, and thereby the learning rate.
 PLATEAU_DIVISOR = 4
+#: What overfitting may cost before the first plateau, in nats of all rows left out together.
+MAXIMUM_LOSS = 20.0
 #: Steps from one with samples to the next; those between take less time.
 SAMPLING_INTERVAL = 2
 #: Samples of the ensemble in such a step, per data row of a member. Each serves all members.
@@ -139,10 +141,8 @@ class Trainer:
         loss = loss - (SAMPLING_INTERVAL - 1) * in_other_steps
         return loss, evaluate_terms(log_densities, self.entropy)
 
-    def heed_held_out(
-        self, log_likelihood: float, gap: float, n_rows: int, fraction_left: float
-    ) -> None:
-        """Lower the entropy of the data and move the bounds of the multipliers.
+    def heed_held_out(self, log_likelihood: float, gap: float) -> float:
+        """Lower the entropy of the data and return what overfitting costs, in nats a row.
 
         The entropy is at most the negative log-likelihood that any model reaches on rows it
         has not seen. An allowance below the best so far leaves the flow room to improve; where
@@ -157,16 +157,11 @@ class Trainer:
             Mean over the rows that the members leave out.
         gap : float
             How far that of the training rows is ahead of it.
-        n_rows : int
-            Their number.
-        fraction_left : float
-            Of the steps; positive.
         """
         allowance = ENTROPY_ALLOWANCE * self.flow.base.n_features
         self.entropy = min(self.entropy, -log_likelihood - allowance)
         best = -self.entropy - allowance
-        loss = min(best - log_likelihood, max(gap, 0.0))
-        self.multipliers.move_bounds(n_rows * loss, fraction_left)
+        return min(best - log_likelihood, max(gap, 0.0))
 
     @torch.no_grad()
     def held_out_log_likelihood(self, folds: Folds) -> float:
@@ -235,6 +230,10 @@ class EarlyStopping:
     the first plateau leaves a quarter of the remaining steps, with learning rates as at the end
     of the schedule, and so does each that follows an improvement. The others end training.
 
+    Flows that overfit are at the first plateau too, whether the ensemble still improves or not:
+    their steps are to be small before the pull of the other members grows. While steps are large
+    it throws flows back, on new rows too.
+
     Where flows were no further on the rows they are trained on than on new ones when they were
     best, and still are not, they do not overfit. What holds them up is the noise of large steps,
     and the schedule makes these smaller.
@@ -257,7 +256,7 @@ class EarlyStopping:
         self.evaluations_without_change = 0
         self.last_plateau = -math.inf
 
-    def update(self, score: float, gap: float, weights: Tensor) -> None:
+    def update(self, score: float, gap: float, loss: float, weights: Tensor) -> None:
         """Take note of an evaluation.
 
         Parameters
@@ -266,6 +265,8 @@ class EarlyStopping:
             Log-likelihood of new rows, in nats.
         gap : float
             How far the log-likelihood of the training rows is ahead of that of new ones, in nats.
+        loss : float
+            What overfitting costs the rows left out, all together, in nats.
         weights : Tensor
         """
         improved = score > self.best_score + self.tolerance
@@ -274,6 +275,8 @@ class EarlyStopping:
             self.best_weights = weights.detach().clone()
         goes_on = improved or max(gap, self.best_gap) <= 0
         self.evaluations_without_change = 0 if goes_on else self.evaluations_without_change + 1
+        if loss > MAXIMUM_LOSS and self.last_plateau == -math.inf:
+            self.evaluations_without_change = self.patience
 
     def shorten(self, remaining: int) -> int:
         """Return how many of the remaining steps to take: fewer on a plateau, or none."""
@@ -356,7 +359,7 @@ def train(
     recovery = Recovery(trainer)
     history, recent = [], []
     n_held_out = folds.held_out.numel()
-    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), 0.0, n_held_out, 1.0)
+    trainer.heed_held_out(trainer.held_out_log_likelihood(folds), 0.0)
     conditions = folds.rows.draw_conditions(EVALUATION_SAMPLES, generator)
     noise = trainer.slow_flow.base.sample(conditions, generator)
     remaining = max_iter
@@ -371,10 +374,11 @@ def train(
             score, ambiguity = trainer.held_out_log_likelihood(folds), trainer.ambiguity(noise)
             history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
             gap = history[-1]["training_log_likelihood"] - score
+            loss = n_held_out * trainer.heed_held_out(score, gap)
             if early_stopping is not None:
-                early_stopping.update(score + ambiguity, gap, trainer.slow_flow.weights)
+                early_stopping.update(score + ambiguity, gap, loss, trainer.slow_flow.weights)
                 remaining = early_stopping.shorten(remaining)
-            trainer.heed_held_out(score, gap, n_held_out, max(remaining, 1) / max_iter)
+            trainer.multipliers.move_bounds(loss, max(remaining, 1) / max_iter)
         recent = []
         if remaining == 0:
             break

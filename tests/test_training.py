@@ -15,7 +15,6 @@ from skjeffreys._problem import (
     DUAL_STEP,
     LARGEST,
     MAXIMUM_DEVIATION,
-    MAXIMUM_GROWTH,
     OVERFITTING_SCALE,
     SMALLEST,
     AdaptiveMultipliers,
@@ -25,6 +24,7 @@ from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
     ENTROPY_ALLOWANCE,
+    MAXIMUM_LOSS,
     MAXIMUM_RECOVERIES,
     SAMPLES_PER_ROW,
     SLOW_DECAY,
@@ -254,6 +254,7 @@ def recorded_rates(trainer):
 def make_overfitting_trainer():
     """A trainer whose flows are always far behind on new rows, and never get better there."""
     trainer = make_trainer(learning_rate=0.5)
+    trainer.entropy = math.inf
     trainer.held_out_log_likelihood = lambda folds: -1000.0
     return trainer
 
@@ -278,9 +279,19 @@ def test_training_ends_where_the_shortened_schedule_does():
 def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it():
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score in [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]:
-        early_stopping.update(score, 1.0, torch.zeros(1, 1))
+        early_stopping.update(score, 1.0, 0.0, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == [100, 100, 25, 100, 100, 25, 100, 0]
+
+
+def test_the_first_plateau_is_there_when_overfitting_costs_much_while_the_ensemble_improves():
+    early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
+    losses = [0.0, MAXIMUM_LOSS, MAXIMUM_LOSS + 1, MAXIMUM_LOSS + 1, MAXIMUM_LOSS + 1]
+    for score, loss in enumerate(losses):
+        early_stopping.update(score, 1.0, loss, torch.full((1, 1), float(score)))
+        shortened.append(early_stopping.shorten(100))
+    assert shortened == [100, 100, 25, 100, 100]
+    assert early_stopping.best_weights.item() == 4.0
 
 
 @pytest.mark.parametrize(
@@ -298,7 +309,7 @@ def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it
 def test_a_plateau_of_flows_that_do_not_overfit_changes_nothing(gaps, expected):
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score, gap in zip([0.0, 1.0, 0.5, 0.5, 0.5], gaps, strict=True):
-        early_stopping.update(score, gap, torch.zeros(1, 1))
+        early_stopping.update(score, gap, 0.0, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == expected
 
@@ -320,44 +331,39 @@ def test_history_has_a_row_per_evaluation():
 
 def test_entropy_only_falls():
     trainer = make_trainer()
-    trainer.heed_held_out(-2.0, 0.0, 10, 1.0)
+    trainer.heed_held_out(-2.0, 0.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
-    trainer.heed_held_out(-3.0, 0.0, 10, 1.0)
+    trainer.heed_held_out(-3.0, 0.0)
     assert trainer.entropy == 2.0 - 2 * ENTROPY_ALLOWANCE
 
 
-def test_the_reverse_bound_grows_as_held_out_rows_get_worse_and_falls_as_steps_are_left():
-    trainer, largest = make_trainer(), []
-    for log_likelihood, fraction_left in [
-        (-3.0, 1.0),
-        (-2.0, 0.8),
-        (-2.5, 0.8),
-        (-3.0, 0.8),
-        (-2.0, 0.5),
-        (-1.0, 0.5),
-        (-1e9, 0.5),
-    ]:
-        trainer.heed_held_out(log_likelihood, math.inf, 30, fraction_left)
-        largest.append(float(trainer.multipliers.largest[1] / trainer.multipliers.maximum[1]))
-    per_nat = math.exp(30 / OVERFITTING_SCALE)
-    expected = [1, 0.8, per_nat**0.5 - 0.2, per_nat - 0.2, 0.5, 0.5, MAXIMUM_GROWTH]
-    assert largest == pytest.approx(expected)
+def test_overfitting_costs_what_held_out_rows_are_behind_their_best():
+    trainer = make_trainer()
+    losses = [trainer.heed_held_out(score, math.inf) for score in [-3.0, -2.0, -2.5, -3.0, -1.0]]
+    assert losses == pytest.approx([0.0, 0.0, 0.5, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(("gap", "loss"), [(-1.0, 0.0), (0.0, 0.0), (0.3, 0.3), (2.0, 1.0)])
 def test_held_out_rows_lose_no_more_by_overfitting_than_training_rows_are_ahead(gap, loss):
     trainer = make_trainer()
-    trainer.heed_held_out(-1.0, gap, 30, 1.0)
-    trainer.heed_held_out(-2.0, gap, 30, 1.0)
+    trainer.heed_held_out(-1.0, gap)
+    assert trainer.heed_held_out(-2.0, gap) == pytest.approx(loss)
+
+
+def test_the_reverse_bound_grows_with_what_overfitting_costs_and_falls_as_steps_are_left():
+    trainer, scores = make_overfitting_trainer(), iter([-1000.0, -999.0, -999.5])
+    trainer.held_out_log_likelihood = lambda folds: next(scores)
+    run(trainer, max_iter=50)
     growth = float(trainer.multipliers.largest[1] / trainer.multipliers.maximum[1])
-    assert growth == pytest.approx(math.exp(30 * loss / OVERFITTING_SCALE))
+    loss = 0.5 * some_folds().held_out.numel()
+    assert growth == pytest.approx(1 / 50 + math.expm1(loss / OVERFITTING_SCALE))
 
 
 def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
     early_stopping = EarlyStopping(patience=2, tolerance=0.1)
     plateaus = []
     for i, score in enumerate([0.0, 1.0, 1.05, 0.5]):
-        early_stopping.update(score, 1.0, torch.full((2, 3), float(i)))
+        early_stopping.update(score, 1.0, 0.0, torch.full((2, 3), float(i)))
         plateaus.append(early_stopping.shorten(100) < 100)
     assert plateaus == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.
