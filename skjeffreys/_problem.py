@@ -46,6 +46,8 @@ SMALLEST, LARGEST = (0.1, 0.01, 0.1), (0.3, 0.15, 0.3)
 OVERFITTING_SCALE = 60.0
 #: Largest factor by which it grows.
 MAXIMUM_GROWTH = 10.0
+#: What overfitting may cost, in nats of all rows left out together, before it grows much.
+MAXIMUM_LOSS = 20.0
 #: Standard deviation of the log-ratio of flow and proxy, in nats, beyond which the reverse term
 #: grows in proportion to it, no longer to its square.
 MAXIMUM_DEVIATION = 0.5
@@ -182,6 +184,10 @@ class FixedMultipliers:
     def ascend(self, terms: Terms) -> None:
         """Do nothing."""
 
+    def pull_grows(self, loss: float) -> bool:
+        """Whether the pull of the other members grows much: never."""
+        return False
+
     def move_bounds(self, loss: float, fraction_left: float) -> None:
         """Do nothing."""
 
@@ -233,6 +239,13 @@ class AdaptiveMultipliers(FixedMultipliers):
         violation = torch.stack(terms[:3]) - self.levels
         self.lambdas = (self.lambdas + DUAL_STEP * violation).clamp(self.minimum, self.largest)
         self.mu = self.mu + DUAL_STEP * (terms.normalizer - 1)
+
+    def pull_grows(self, loss: float) -> bool:
+        """Whether the pull of the other members grows much, where overfitting costs so many nats.
+
+        ``loss`` is that of :meth:`move_bounds`.
+        """
+        return loss > MAXIMUM_LOSS
 
     def move_bounds(self, loss: float, fraction_left: float) -> None:
         """Let the other members count for less late in training, and for more where flows overfit.

@@ -25,8 +25,6 @@ EVALUATION_SAMPLES = 32
 WARM_UP = 30
 #: What a plateau divides the remaining steps by, and thereby the learning rate.
 PLATEAU_DIVISOR = 4
-#: What overfitting may cost before the first plateau, in nats of all rows left out together.
-MAXIMUM_LOSS = 20.0
 #: Steps from one with samples to the next; those between take less time.
 SAMPLING_INTERVAL = 2
 #: Samples of the ensemble in such a step, per data row of a member. Each serves all members.
@@ -230,9 +228,8 @@ class EarlyStopping:
     the first plateau leaves a quarter of the remaining steps, with learning rates as at the end
     of the schedule, and so does each that follows an improvement. The others end training.
 
-    Flows that overfit are at the first plateau too, whether the ensemble still improves or not:
-    their steps are to be small before the pull of the other members grows. While steps are large
-    it throws flows back, on new rows too.
+    The first plateau is there, too, once the pull of the other members grows, whether the ensemble
+    still improves or not: while steps are large it throws flows back, on new rows too.
 
     Where flows were no further on the rows they are trained on than on new ones when they were
     best, and still are not, they do not overfit. What holds them up is the noise of large steps,
@@ -256,7 +253,7 @@ class EarlyStopping:
         self.evaluations_without_change = 0
         self.last_plateau = -math.inf
 
-    def update(self, score: float, gap: float, loss: float, weights: Tensor) -> None:
+    def update(self, score: float, gap: float, pull_grows: bool, weights: Tensor) -> None:
         """Take note of an evaluation.
 
         Parameters
@@ -265,8 +262,8 @@ class EarlyStopping:
             Log-likelihood of new rows, in nats.
         gap : float
             How far the log-likelihood of the training rows is ahead of that of new ones, in nats.
-        loss : float
-            What overfitting costs the rows left out, all together, in nats.
+        pull_grows : bool
+            Whether that of the other members does.
         weights : Tensor
         """
         improved = score > self.best_score + self.tolerance
@@ -275,7 +272,7 @@ class EarlyStopping:
             self.best_weights = weights.detach().clone()
         goes_on = improved or max(gap, self.best_gap) <= 0
         self.evaluations_without_change = 0 if goes_on else self.evaluations_without_change + 1
-        if loss > MAXIMUM_LOSS and self.last_plateau == -math.inf:
+        if pull_grows and self.last_plateau == -math.inf:
             self.evaluations_without_change = self.patience
 
     def shorten(self, remaining: int) -> int:
@@ -376,7 +373,9 @@ def train(
             gap = history[-1]["training_log_likelihood"] - score
             loss = n_held_out * trainer.heed_held_out(score, gap)
             if early_stopping is not None:
-                early_stopping.update(score + ambiguity, gap, loss, trainer.slow_flow.weights)
+                pull_grows = trainer.multipliers.pull_grows(loss)
+                weights = trainer.slow_flow.weights
+                early_stopping.update(score + ambiguity, gap, pull_grows, weights)
                 remaining = early_stopping.shorten(remaining)
             trainer.multipliers.move_bounds(loss, max(remaining, 1) / max_iter)
         recent = []

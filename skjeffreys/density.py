@@ -97,10 +97,10 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Evaluations without an improvement of more than ``tol`` after which early stopping
         leaves a quarter of the remaining steps, at a quarter of the learning rate; if there was
         no improvement since it last did, it ends training. Evaluations of flows that do not
-        overfit, no further on their training rows than on others, begin the count anew. The
-        first time is also where overfitting has cost 20 nats of the log-likelihood of all rows
-        that the members leave out. Training is evaluated every 25 steps; every hundredth part
-        of ``max_iter`` where that is more.
+        overfit, no further on their training rows than on others, begin the count anew. With
+        ``objective="jeffreys"`` the first time is also where overfitting has cost 20 nats of the
+        log-likelihood of all rows that the members leave out. Training is evaluated every 25
+        steps; every hundredth part of ``max_iter`` where that is more.
 
     tol : float, default=2.0
         Smallest improvement that counts, in nats, of the log-likelihood of all rows that the

@@ -12,6 +12,7 @@ from skjeffreys._problem import (
     LARGEST,
     MAXIMUM_DEVIATION,
     MAXIMUM_GROWTH,
+    MAXIMUM_LOSS,
     OVERFITTING_SCALE,
     SMALLEST,
     AdaptiveMultipliers,
@@ -233,6 +234,20 @@ def test_an_infinite_bound_does_not_move(loss):
     expected = ascend_far(copy.deepcopy(multipliers))
     multipliers.move_bounds(loss, 1e-6)
     assert ascend_far(multipliers) == expected
+
+
+@pytest.mark.parametrize("fraction_left", [1.0, 0.5])
+def test_the_pull_grows_where_overfitting_adds_to_the_reverse_bound(fraction_left):
+    multipliers = AdaptiveMultipliers(SMALLEST, LARGEST, CPU)
+    assert not multipliers.pull_grows(MAXIMUM_LOSS)
+    assert multipliers.pull_grows(MAXIMUM_LOSS + 1)
+    multipliers.move_bounds(MAXIMUM_LOSS, fraction_left)
+    # What is added by then is less than half of what there is at the start.
+    assert float(multipliers.largest[1]) < (fraction_left + 0.5) * LARGEST[1]
+
+
+def test_fixed_multipliers_never_grow():
+    assert not FixedMultipliers((1.0, 2.0, 3.0), CPU).pull_grows(1e6)
 
 
 def test_fixed_multipliers_stay():

@@ -24,7 +24,6 @@ from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
     ENTROPY_ALLOWANCE,
-    MAXIMUM_LOSS,
     MAXIMUM_RECOVERIES,
     SAMPLES_PER_ROW,
     SLOW_DECAY,
@@ -279,16 +278,15 @@ def test_training_ends_where_the_shortened_schedule_does():
 def test_each_plateau_after_an_improvement_shortens_training_and_another_ends_it():
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score in [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]:
-        early_stopping.update(score, 1.0, 0.0, torch.zeros(1, 1))
+        early_stopping.update(score, 1.0, False, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == [100, 100, 25, 100, 100, 25, 100, 0]
 
 
-def test_the_first_plateau_is_there_when_overfitting_costs_much_while_the_ensemble_improves():
+def test_the_first_plateau_is_there_when_the_pull_grows_while_the_ensemble_improves():
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
-    losses = [0.0, MAXIMUM_LOSS, MAXIMUM_LOSS + 1, MAXIMUM_LOSS + 1, MAXIMUM_LOSS + 1]
-    for score, loss in enumerate(losses):
-        early_stopping.update(score, 1.0, loss, torch.full((1, 1), float(score)))
+    for score, pull_grows in enumerate([False, False, True, True, True]):
+        early_stopping.update(score, 1.0, pull_grows, torch.full((1, 1), float(score)))
         shortened.append(early_stopping.shorten(100))
     assert shortened == [100, 100, 25, 100, 100]
     assert early_stopping.best_weights.item() == 4.0
@@ -309,7 +307,7 @@ def test_the_first_plateau_is_there_when_overfitting_costs_much_while_the_ensemb
 def test_a_plateau_of_flows_that_do_not_overfit_changes_nothing(gaps, expected):
     early_stopping, shortened = EarlyStopping(patience=2, tolerance=0.1), []
     for score, gap in zip([0.0, 1.0, 0.5, 0.5, 0.5], gaps, strict=True):
-        early_stopping.update(score, gap, 0.0, torch.zeros(1, 1))
+        early_stopping.update(score, gap, False, torch.zeros(1, 1))
         shortened.append(early_stopping.shorten(100))
     assert shortened == expected
 
@@ -363,7 +361,7 @@ def test_early_stopping_keeps_the_best_and_ignores_small_improvements():
     early_stopping = EarlyStopping(patience=2, tolerance=0.1)
     plateaus = []
     for i, score in enumerate([0.0, 1.0, 1.05, 0.5]):
-        early_stopping.update(score, 1.0, 0.0, torch.full((2, 3), float(i)))
+        early_stopping.update(score, 1.0, False, torch.full((2, 3), float(i)))
         plateaus.append(early_stopping.shorten(100) < 100)
     assert plateaus == [False, False, False, True]
     # Small improvements are kept, though no reason to go on.

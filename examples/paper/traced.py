@@ -20,7 +20,7 @@ class Trace:
         self.trainer = trainer
         self.states = []
 
-    def update(self, score, gap, loss, weights):
+    def update(self, score, gap, pull_grows, weights):
         """Take note of an evaluation."""
         models = {"flow": self.trainer.slow_flow.weights.detach()}
         if self.trainer.proxy is not None:
