@@ -263,7 +263,7 @@ class EarlyStopping:
         gap : float
             How far the log-likelihood of the training rows is ahead of that of new ones, in nats.
         pull_grows : bool
-            Whether that of the other members does.
+            Whether the pull of the other members grows much.
         weights : Tensor
         """
         improved = score > self.best_score + self.tolerance
