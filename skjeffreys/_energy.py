@@ -8,7 +8,7 @@ from zuko.nn import MLP
 
 from ._ensemble import mixture_log_density, mixture_of_others
 from ._flow import CouplingFlows
-from ._mixtures import GaussianMixtures
+from ._mixtures import Mixtures
 
 
 class Tilt(nn.Module):
@@ -61,7 +61,7 @@ class EnsembleReference(nn.Module):
         """
         return log_p.detach()
 
-    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | GaussianMixtures]:
+    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | Mixtures]:
         """Return whose samples cover the reference: the members."""
         return [flow]
 
@@ -75,11 +75,11 @@ class FixedReference(nn.Module):
 
     Parameters
     ----------
-    density : GaussianMixtures
+    density : Mixtures
         With one member.
     """
 
-    def __init__(self, density: GaussianMixtures) -> None:
+    def __init__(self, density: Mixtures) -> None:
         super().__init__()
         self.density = density
 
@@ -95,7 +95,7 @@ class FixedReference(nn.Module):
         """Evaluate at rows of each member, (n_members, n, d) to (n_members, n)."""
         return self.log_density(x.flatten(0, 1), log_p).view_as(log_p)
 
-    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | GaussianMixtures]:
+    def proposals(self, flow: CouplingFlows) -> list[CouplingFlows | Mixtures]:
         """Return whose samples cover the proxy: the members and the reference.
 
         A proposal that misses a region where the proxy has mass makes an estimate confidently

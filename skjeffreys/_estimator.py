@@ -22,7 +22,7 @@ from ._coordinates import Coordinates, Standardisation
 from ._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from ._flow import CouplingFlows
 from ._mixture_fitting import BENT_COVARIANCES, COVARIANCES, RESIDUAL_COVARIANCES, affordable_kinds
-from ._mixtures import GaussianMixtures, standard_normal, with_tails
+from ._mixtures import Mixtures, standard_normal, with_tails
 from ._normalizer import measure_normalizer
 from ._power import Unbending
 from ._problem import LARGEST, SMALLEST, AdaptiveMultipliers, FixedMultipliers
@@ -221,7 +221,7 @@ class JeffreysEstimator(BaseEstimator):
         """Build the models to train: the slow flows and, where there is one, the proxy."""
         hidden_layer_sizes = tuple(self.hidden_layer_sizes)
         normal = standard_normal(folds.rows.targets.shape[1])
-        base = GaussianMixtures([with_tails(normal, self._tailed)] * folds.n_members).float()
+        base = Mixtures([with_tails(normal, self._tailed)] * folds.n_members).float()
         with seeded_initialization(seed):
             flow = CouplingFlows(
                 base,
@@ -235,7 +235,7 @@ class JeffreysEstimator(BaseEstimator):
                 if self.proxy == "flow":
                     reference = EnsembleReference()
                 else:
-                    reference = FixedReference(GaussianMixtures([normal]).float())
+                    reference = FixedReference(Mixtures([normal]).float())
                 tilt = Tilt(folds.rows.values.shape[1], hidden_layer_sizes, TILT_BOUNDS[self.proxy])
                 models["proxy"] = Proxy(reference, tilt)
         return models

@@ -18,7 +18,7 @@ from zuko.transforms import (
     MonotonicAffineTransform,
 )
 
-from ._mixtures import GaussianMixtures
+from ._mixtures import Mixtures
 from ._power import Unbending
 from ._regression import LinearRegressions
 from ._spline import RationalQuadraticSpline
@@ -32,16 +32,14 @@ class Flows(nn.Module):
 
     Parameters
     ----------
-    base : GaussianMixtures
+    base : Mixtures
         Base density of each member.
     preprocessing : LinearRegressions or Unbending
         What features go through first: to the residuals of regressions on the conditions, of which
         there may be none, or back to what they were before they were bent.
     """
 
-    def __init__(
-        self, base: GaussianMixtures, preprocessing: LinearRegressions | Unbending
-    ) -> None:
+    def __init__(self, base: Mixtures, preprocessing: LinearRegressions | Unbending) -> None:
         super().__init__()
         self.base = base
         self.preprocessing = preprocessing
@@ -95,7 +93,7 @@ class CouplingFlows(Flows):
 
     Parameters
     ----------
-    base : GaussianMixtures
+    base : Mixtures
         As for Flows.
     regressions : LinearRegressions
         Preprocessing.
@@ -111,7 +109,7 @@ class CouplingFlows(Flows):
 
     def __init__(
         self,
-        base: GaussianMixtures,
+        base: Mixtures,
         *,
         regressions: LinearRegressions,
         hidden_layer_sizes: tuple[int, ...],

@@ -6,7 +6,9 @@ __all__ = [
     "RESIDUAL_COVARIANCES",
     "Kind",
     "affordable_kinds",
+    "covariance_rows",
     "fit_mixture",
+    "predictive",
     "shrunk",
     "training_rows",
 ]
@@ -41,6 +43,8 @@ SHRINKAGE = 0.1
 ROWS_PER_COLUMN = 2
 #: What is added, at least, where a covariance has fewer.
 FEW_ROWS_REG_COVAR = 1e-4
+#: Degrees of freedom of a predictive density, at least: with two its variance is infinite.
+SMALLEST_DEGREES = 3.0
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
 MAXIMUM_PRODUCTS = 2e8
 #: Numbers in the covariances of a mixture, at most: memory, where there are hundreds of columns.
@@ -109,10 +113,16 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
         factors = factors[:, :, None] * np.eye(n_features)
     shape = (kind.n_components, n_features, n_features)
     factors = np.broadcast_to(factors, shape).copy()
-    shares = 1.0 if kind.covariance_type == "tied" else mixture.weights_
-    few = np.broadcast_to(shares * len(rows) < ROWS_PER_COLUMN * n_features, kind.n_components)
+    few = covariance_rows(mixture.weights_, kind, len(rows)) < ROWS_PER_COLUMN * n_features
     factors[few] = _widened(factors[few], max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar))
-    return Mixture(mixture.weights_, mixture.means_, factors)
+    normal = np.full(kind.n_components, np.inf)
+    return Mixture(mixture.weights_, mixture.means_, factors, degrees_of_freedom=normal)
+
+
+def covariance_rows(weights: np.ndarray, kind: Kind, n_rows: int) -> np.ndarray:
+    """Return of how many of its rows a mixture has the covariance of each component, (k,)."""
+    shares = np.ones_like(weights) if kind.covariance_type == "tied" else weights
+    return n_rows * shares
 
 
 def shrunk(mixture: Mixture, n_rows: int) -> Mixture:
@@ -143,6 +153,32 @@ def shrunk(mixture: Mixture, n_rows: int) -> Mixture:
     prior = SHRINKAGE * n_features
     return mixture._replace(
         factors=_factors((counts * covariances + prior * shared) / (counts + prior))
+    )
+
+
+def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
+    r"""Make a component of few rows as wide, and its tails as heavy, as these few leave open.
+
+    A component has the mean ``m`` and the covariance ``S`` of its ``n`` rows, but these are not
+    those of new rows. Given the ``n`` rows, the density of a new one is Student's t with ``n``
+    degrees of freedom, but at least three, and the scale matrix :math:`(1 + 1 / n) S`.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        Of ``k`` components.
+    n_rows : ndarray of shape (k,)
+        That each covariance was fitted to; in the scale less than one counts as one.
+
+    References
+    ----------
+    Gelman et al., *Bayesian Data Analysis*, 3rd edition, 2013, section 3.6: the predictive density
+    under an inverse Wishart prior with ``d - 1`` degrees of freedom and no other information.
+    """
+    scales = np.sqrt(1 + 1 / np.maximum(n_rows, 1.0))
+    return mixture._replace(
+        factors=mixture.factors / scales[:, None, None],
+        degrees_of_freedom=np.maximum(n_rows, SMALLEST_DEGREES),
     )
 
 

@@ -1,8 +1,8 @@
-"""Gaussian mixtures of several members: joined, given heavy tails, evaluated and sampled."""
+"""Mixtures of normal and Student's t densities: joined, given heavy tails, evaluated, sampled."""
 
 __all__ = [
-    "GaussianMixtures",
     "Mixture",
+    "Mixtures",
     "join",
     "mean",
     "standard_normal",
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import gammaincinv, gammaln, stdtr
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
@@ -28,9 +29,13 @@ TAIL_WEIGHT = 1e-4
 
 
 class Mixture(NamedTuple):
-    """A Gaussian mixture with ``k`` components.
+    r"""A mixture of ``k`` components, each a normal density or one of Student's t.
 
-    With the factor ``A`` of a precision ``A A^T``, rows ``(x - mean) A`` are standard normal.
+    .. math:: t(x) = \frac{\Gamma(\frac{\nu + d}2) |A|}{\Gamma(\frac\nu2) (\nu \pi)^{d/2}}
+        \Big[ 1 + \frac{|z|^2}\nu \Big]^{-\frac{\nu + d}2}, \qquad z = (x - m) A
+
+    with the mean ``m``, the factor ``A`` of a precision ``A A^T`` and ``nu`` degrees of freedom. If
+    these are infinite, ``z`` is standard normal.
     """
 
     #: Of shape (k,).
@@ -39,15 +44,19 @@ class Mixture(NamedTuple):
     means: np.ndarray
     #: Of shape (k, d, d).
     factors: np.ndarray
+    #: Of shape (k,), infinite for normal components.
+    degrees_of_freedom: np.ndarray
 
 
 def standard_normal(n_features: int) -> Mixture:
     """Return the standard normal density as a mixture of one component."""
-    return Mixture(np.ones(1), np.zeros((1, n_features)), np.eye(n_features)[None])
+    return Mixture(
+        np.ones(1), np.zeros((1, n_features)), np.eye(n_features)[None], np.full(1, np.inf)
+    )
 
 
 def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
-    """Add components of little weight around zero that are wide in the columns ``tailed``.
+    """Add normal components of little weight around zero that are wide in the columns ``tailed``.
 
     Beyond the splines a flow has the tails of its base. A row far from all others, of which new
     tables have some, would otherwise cost the square of its distance in log-likelihood; this
@@ -61,6 +70,7 @@ def with_tails(mixture: Mixture, tailed: np.ndarray) -> Mixture:
         np.r_[(1 - weights.sum()) * mixture.weights, weights],
         np.r_[mixture.means, np.zeros((len(weights), n_features))],
         np.r_[mixture.factors, np.eye(n_features) / scales[:, None]],
+        np.r_[mixture.degrees_of_freedom, np.full(len(weights), np.inf)],
     )
 
 
@@ -79,13 +89,14 @@ def mean(mixtures: Sequence[Mixture]) -> Mixture:
     return join(mixtures, np.full(len(mixtures), 1 / len(mixtures)))
 
 
-class GaussianMixtures(nn.Module):
-    """Gaussian mixtures, one for each member, evaluated together.
+class Mixtures(nn.Module):
+    """Mixtures, one for each member, evaluated together.
 
-    The log-density of a component is a polynomial of second degree in the features, so one
-    product of their monomials with coefficients serves all components of a member. Far from zero
-    the terms of narrow components cancel: fitted mixtures need the double precision in which
-    they are made; a normal density around zero does not.
+    The log-density of a normal component is a polynomial of second degree in the features, and
+    so is what is raised to a power in Student's t. One product of their monomials with
+    coefficients serves all components of a member. Far from zero the terms of narrow components
+    cancel: fitted mixtures need the double precision in which they are made; a normal density
+    around zero does not.
 
     Rows may begin with columns of conditions, on which the mixtures do not depend.
 
@@ -97,31 +108,49 @@ class GaussianMixtures(nn.Module):
     def __init__(self, mixtures: Sequence[Mixture]) -> None:
         super().__init__()
         self.n_members, self.n_features = len(mixtures), mixtures[0].means.shape[1]
-        self.n_components = max(len(mixture.weights) for mixture in mixtures)
+        normal = [np.isinf(mixture.degrees_of_freedom) for mixture in mixtures]
+        # Student's t first, so that each of the two kinds is a slice.
+        self.n_student = max((~each).sum() for each in normal)
+        self.n_components = self.n_student + max(each.sum() for each in normal)
         shape = (self.n_members, self.n_components)
         weights = np.zeros(shape)  # of components that a smaller mixture does not have
         means = np.zeros((*shape, self.n_features))
         factors = np.broadcast_to(np.eye(self.n_features), (*shape, *[self.n_features] * 2)).copy()
+        degrees = np.where(np.arange(self.n_components) < self.n_student, 1.0, np.inf)
+        degrees = np.broadcast_to(degrees, shape).copy()
         for k, mixture in enumerate(mixtures):
-            used = slice(len(mixture.weights))
-            weights[k, used], means[k, used], factors[k, used] = mixture
+            of_normal = self.n_student + np.cumsum(normal[k])
+            places = np.where(normal[k], of_normal, np.cumsum(~normal[k])) - 1
+            weights[k, places], means[k, places], factors[k, places], degrees[k, places] = mixture
         precisions = factors @ factors.swapaxes(-1, -2)
         linear = (precisions @ means[..., None])[..., 0]
-        constants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
-        constants -= 0.5 * (self.n_features * math.log(2 * math.pi) + (means * linear).sum(axis=2))
-        with np.errstate(divide="ignore"):
-            constants += np.log(weights)
         # Diagonal covariances need no products of two different features.
         pairs = np.nonzero(np.triu((precisions != 0).any(axis=(0, 1))))
         quadratic = -np.where(np.equal(*pairs), 0.5, 1.0) * precisions[:, :, *pairs]
         coefficients = np.concatenate([linear, quadratic], axis=2)
+        intercepts = -0.5 * (means * linear).sum(axis=2)
+        constants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
+        with np.errstate(divide="ignore"):
+            constants += np.log(weights)
+        student, gaussian = np.s_[:, : self.n_student], np.s_[:, self.n_student :]
+        constants[gaussian] -= 0.5 * self.n_features * math.log(2 * math.pi)
+        intercepts[gaussian] += constants[gaussian]
+        nu = degrees[student]
+        exponents = -0.5 * (nu + self.n_features)
+        constants[student] += gammaln(-exponents) - gammaln(0.5 * nu)
+        constants[student] -= 0.5 * self.n_features * np.log(nu * math.pi)
+        coefficients[student] *= -2 / nu[..., None]
+        intercepts[student] = 1 - 2 / nu * intercepts[student]
         buffers = {
             "weights": weights,
             "means": means,
             "inverse_factors": np.linalg.inv(factors),
-            "constants": constants[:, None],
+            "degrees_of_freedom": degrees,
+            "intercepts": intercepts[:, None],
             "coefficients": coefficients.swapaxes(1, 2),
             "pairs": np.stack(pairs),
+            "exponents": exponents[:, None],
+            "constants": constants[student][:, None],
         }
         for name, value in buffers.items():
             self.register_buffer(name, torch.tensor(value, device="cpu"))
@@ -133,7 +162,11 @@ class GaussianMixtures(nn.Module):
         widest = max(self.coefficients.shape[1:])  # Monomials or components.
         for rows in z.split(self._block_rows(widest), dim=1):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
-            components = torch.baddbmm(self.constants, monomials, self.coefficients)
+            polynomials = torch.baddbmm(self.intercepts, monomials, self.coefficients)
+            # Rounding aside, one and a square.
+            student = polynomials[..., : self.n_student].clamp(min=1)
+            student = torch.addcmul(self.constants, self.exponents, student.log())
+            components = torch.cat([student, polynomials[..., self.n_student :]], dim=-1)
             log_p.append(torch.logsumexp(components, dim=-1))
         # Beyond 1e154 squares overflow, and their differences are not numbers: the density is zero.
         overflows = z.square().sum(dim=-1).isinf()
@@ -143,7 +176,9 @@ class GaussianMixtures(nn.Module):
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
         means, scales = self.means[..., 0], self.inverse_factors[..., 0, 0]
         coordinates = (z[..., -1:] - means[:, None]) / scales[:, None]
-        return (self.weights[:, None] * torch.special.ndtr(coordinates)).sum(dim=-1)
+        degrees = self.degrees_of_freedom[:, None].numpy(force=True)
+        values = torch.from_numpy(stdtr(degrees, coordinates.numpy(force=True)))
+        return (self.weights[:, None] * values.to(z)).sum(dim=-1)
 
     def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).
@@ -153,31 +188,41 @@ class GaussianMixtures(nn.Module):
         n, device = conditions.shape[-2], self.means.device
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         shape = (self.n_members, n, self.n_features)
-        noise = torch.randn(shape, generator=generator, dtype=self.means.dtype, device=device)
-        rows = self._colour(noise, component)
+        options = {"generator": generator, "dtype": self.means.dtype, "device": device}
+        noise = torch.randn(shape, **options)
+        rows = self._place(noise, torch.rand(shape[:2], **options), component)
         return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
 
     def quadrature(self, n: int) -> Tensor:
         """Nodes of equal weight for expectations, (n_members, n, d): a scrambled Sobol sequence.
 
         A power of two is best for ``n``. The first coordinate of the sequence chooses the
-        component of a mixture, the others are normal after the inverse distribution function. Where
-        there are more components than nodes, most are not chosen: the nodes are moved so that their
-        mean is that of the mixture.
+        component of a mixture, the second how far it spreads, the others are normal after the
+        inverse distribution function. Where there are more components than nodes, most are not
+        chosen: the nodes are moved so that their mean is that of the mixture.
         """
         engines = [
-            SobolEngine(1 + self.n_features, scramble=True, seed=k) for k in range(self.n_members)
+            SobolEngine(2 + self.n_features, scramble=True, seed=k) for k in range(self.n_members)
         ]
         uniform = torch.stack([engine.draw(n, dtype=torch.float64) for engine in engines])
         uniform = uniform.to(self.means).clamp(1e-9, 1 - 1e-9)  # Zero is a point of a sequence.
         component = torch.searchsorted(self.weights.cumsum(dim=1), uniform[..., 0].contiguous())
         component = component.clamp(max=self.n_components - 1)  # Where rounding leaves one short.
-        nodes = self._colour(torch.special.ndtri(uniform[..., 1:]), component)
+        nodes = self._place(torch.special.ndtri(uniform[..., 2:]), uniform[..., 1], component)
         return nodes + (self.weights[:, None] @ self.means - nodes.mean(dim=1, keepdim=True))
 
-    def _colour(self, noise: Tensor, component: Tensor) -> Tensor:
-        """From standard normal rows to those of the component of each, (n_members, n, d)."""
+    def _place(self, noise: Tensor, uniform: Tensor, component: Tensor) -> Tensor:
+        """From standard normal rows to those of the component of each, (n_members, n, d).
+
+        The uniform numbers, (n_members, n), say by how much those of Student's t spread: by
+        the root of the degrees of freedom over a chi-squared number.
+        """
         member = torch.arange(self.n_members, device=noise.device)[:, None]
+        half = 0.5 * self.degrees_of_freedom[member, component]
+        student = half.isfinite()
+        half = half[student]
+        halved_chi_squared = gammaincinv(half.numpy(force=True), uniform[student].numpy(force=True))
+        noise[student] *= (half / torch.from_numpy(halved_chi_squared).to(half)).sqrt()[:, None]
         size = self._block_rows(self.n_features**2)
         rows = [
             (some[..., None, :] @ self.inverse_factors[member, of]).squeeze(-2)

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from ._ensemble import mixture_log_density, mixture_of_others
 from ._flow import Flows
-from ._mixture_fitting import Kind, fit_mixture, shrunk, training_rows
-from ._mixtures import GaussianMixtures, Mixture, join, mean, with_tails
+from ._mixture_fitting import (
+    Kind,
+    covariance_rows,
+    fit_mixture,
+    predictive,
+    shrunk,
+    training_rows,
+)
+from ._mixtures import Mixture, Mixtures, join, mean, with_tails
 from ._power import Unbending
 from ._regression import LinearRegressions
 from ._rows import Folds
@@ -186,9 +193,10 @@ class _Fits:
     def _mixture(self, candidate: Candidate, member: int, seed: int) -> Mixture:
         preprocessing, kind = candidate
         mixture = self._fitted[preprocessing, kind.fitted, member, seed]
-        if kind == kind.fitted:
-            return mixture
-        return shrunk(mixture, len(self._training[preprocessing][member]))
+        n_rows = len(self._training[preprocessing][member])
+        if kind != kind.fitted:
+            mixture = shrunk(mixture, n_rows)
+        return predictive(mixture, covariance_rows(mixture.weights, kind, n_rows))
 
     def log_densities(
         self, candidates: Sequence[Candidate], mixtures: Sequence[Sequence[Mixture]]
@@ -271,7 +279,7 @@ def _part(
     preprocessing: LinearRegressions | Unbending, members: Sequence[Mixture], tailed: np.ndarray
 ) -> Flows:
     """Return the densities of mixtures, one for each member, after preprocessing."""
-    base = GaussianMixtures([with_tails(member, tailed) for member in members])
+    base = Mixtures([with_tails(member, tailed) for member in members])
     return Flows(base, preprocessing.first(base.n_members))
 
 

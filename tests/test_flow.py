@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from skjeffreys._flow import CouplingFlows
-from skjeffreys._mixtures import GaussianMixtures, standard_normal
+from skjeffreys._mixtures import Mixtures, standard_normal
 from skjeffreys._regression import LinearRegressions, no_regressions
 
 FEATURES = [1, 2, 3, 7]
@@ -10,7 +10,7 @@ N_MEMBERS = 3
 
 
 def new_flow(n_features, n_transforms=3):
-    base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS).float()
+    base = Mixtures([standard_normal(n_features)] * N_MEMBERS).float()
     return CouplingFlows(
         base,
         regressions=no_regressions(N_MEMBERS, 0, n_features),
@@ -74,7 +74,7 @@ def test_members_start_with_different_hidden_weights():
 
 def conditional_flow(n_features, n_conditions=2, seed=0):
     torch.manual_seed(seed)
-    base = GaussianMixtures([standard_normal(n_features)] * N_MEMBERS).float()
+    base = Mixtures([standard_normal(n_features)] * N_MEMBERS).float()
     regressions = LinearRegressions(
         torch.randn(N_MEMBERS, n_conditions, n_features),
         torch.randn(N_MEMBERS, 1, n_features),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, sem
 from sklearn.mixture import GaussianMixture
 from test_mixtures import clusters
 
@@ -9,11 +10,13 @@ from skjeffreys._mixture_fitting import (
     Kind,
     _resample,
     affordable_kinds,
+    covariance_rows,
     fit_mixture,
+    predictive,
     shrunk,
     training_rows,
 )
-from skjeffreys._mixtures import GaussianMixtures, mean
+from skjeffreys._mixtures import Mixtures, mean
 from skjeffreys._regression import fit_regressions
 from skjeffreys._rows import Rows, split_rows
 
@@ -66,7 +69,7 @@ def test_several_fits_are_averaged():
     kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
     fits = [fit_mixture(rows[0], kind, seed) for seed in (3, 4)]
     X = torch.tensor(clusters(50, seed=1))
-    densities = GaussianMixtures([*fits, mean(fits)]).log_prob(X).exp()
+    densities = Mixtures([*fits, mean(fits)]).log_prob(X).exp()
     assert not torch.allclose(densities[0], densities[1])
     torch.testing.assert_close(densities[2], (densities[0] + densities[1]) / 2)
 
@@ -132,6 +135,55 @@ def test_a_single_covariance_of_few_rows_is_shrunk_to_its_diagonal():
     mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
     own, result = covariances(mixture)[0], covariances(shrunk(mixture, 6))[0]
     np.testing.assert_allclose(result, np.where(np.eye(3), own, own * 6 / 9), rtol=1e-6, atol=1e-9)
+
+
+def test_predictive_density_averages_over_what_the_rows_leave_open():
+    """Over means and variances drawn given the rows, of one column."""
+    rng = np.random.RandomState(0)
+    rows = rng.standard_normal((10, 1))
+    mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+    # With d - 1 = 0 degrees of freedom before, and as many as rows after.
+    variances = 10 * rows.var() / rng.chisquare(10, size=100_000)
+    means = rows.mean() + np.sqrt(variances / 10) * rng.standard_normal(100_000)
+    x = np.linspace(-4, 4, 9)
+    expected = norm.pdf(x[:, None], means, np.sqrt(variances)).mean(axis=1)
+    log_density = Mixtures([predictive(mixture, np.array([10.0]))]).log_prob(
+        torch.tensor(x[:, None])
+    )
+    np.testing.assert_allclose(log_density[0].exp(), expected, rtol=0.05)
+
+
+def test_predictive_density_of_next_to_no_rows_has_a_variance():
+    mixture = fit_mixture(clusters(300), Kind(3, "full", 1e-6), seed=0)
+    result = predictive(mixture, np.array([0.01, 1.0, 2.9]))
+    assert result.degrees_of_freedom.tolist() == [3, 3, 3]
+    ratio = covariances(result) / covariances(mixture)
+    np.testing.assert_allclose(ratio[:, 0, 0], [2, 2, 1 + 1 / 2.9])
+
+
+def test_predictive_density_of_few_rows_is_closer_to_that_of_new_ones():
+    rng = np.random.RandomState(0)
+    gains = []
+    for _ in range(100):
+        rows, new = rng.standard_normal((8, 2)), torch.tensor(rng.standard_normal((100, 2)))
+        mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+        both = Mixtures([mixture, predictive(mixture, np.array([8.0]))])
+        plain, result = both.log_prob(new).mean(dim=1)
+        gains.append(float(result - plain))
+    assert np.mean(gains) > 3 * sem(gains)
+
+
+def test_predictive_density_of_many_rows_is_that_of_the_mixture():
+    mixture = fit_mixture(clusters(300), Kind(3, "full", 1e-6), seed=0)
+    X = torch.tensor(clusters(300))
+    both = Mixtures([mixture, predictive(mixture, np.full(3, 1e6))])
+    np.testing.assert_allclose(*both.log_prob(X), atol=1e-3)
+
+
+def test_a_shared_covariance_counts_all_rows():
+    weights = np.array([0.2, 0.8])
+    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "full", 1e-6), 50), [10, 40])
+    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "tied", 1e-6), 50), [50, 50])
 
 
 def test_resampling_keeps_rows_of_equal_weight_and_repeats_heavy_ones():

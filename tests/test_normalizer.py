@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
-from skjeffreys._mixtures import GaussianMixtures, standard_normal
+from skjeffreys._mixtures import Mixtures, standard_normal
 from skjeffreys._normalizer import importance_estimate, measure_normalizer
 from skjeffreys._rows import Rows
 
@@ -47,7 +47,7 @@ ANY_ROWS = Rows(torch.zeros(5, 1), torch.full((5,), 0.2))
 
 
 def normal_members(n_members=1):
-    return GaussianMixtures([standard_normal(1)] * n_members)
+    return Mixtures([standard_normal(1)] * n_members)
 
 
 class Shifted(torch.nn.Module):
@@ -77,7 +77,7 @@ def test_error_bar_covers_the_known_mass():
 
 def test_mass_that_the_flow_misses_is_found_in_the_reference():
     narrow = standard_normal(1)._replace(factors=np.full((1, 1, 1), 1 / 0.3))
-    flow = GaussianMixtures([narrow])
+    flow = Mixtures([narrow])
     generator = torch.Generator().manual_seed(0)
     measured = measure_normalizer(Shifted(0.0, 1.0), flow, ANY_ROWS, 5000, generator)
     assert measured.value == pytest.approx(1, abs=0.05)

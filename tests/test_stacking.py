@@ -20,7 +20,7 @@ from skjeffreys._mixture_fitting import (
     fit_mixture,
     training_rows,
 )
-from skjeffreys._mixtures import GaussianMixtures, Mixture, standard_normal
+from skjeffreys._mixtures import Mixtures, standard_normal
 from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows
@@ -39,9 +39,10 @@ NO_TAILS = np.array([False])
 
 def normals(means, scale, regressions=None):
     """Flows without couplings around a mean for each member, in one dimension."""
-    bases = [Mixture(np.ones(1), np.full((1, 1), m), np.full((1, 1, 1), 1 / scale)) for m in means]
+    normal = standard_normal(1)._replace(factors=np.full((1, 1, 1), 1 / scale))
+    bases = [normal._replace(means=np.full((1, 1), m)) for m in means]
     regressions = regressions or no_regressions(len(means), 0, 1)
-    return Flows(GaussianMixtures(bases), regressions).double()
+    return Flows(Mixtures(bases), regressions).double()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_samples_belong_to_their_conditions():
 
 def standard_normal_flow(folds):
     regressions = fit_regressions(folds)
-    base = GaussianMixtures([standard_normal(folds.rows.targets.shape[1])] * folds.n_members)
+    base = Mixtures([standard_normal(folds.rows.targets.shape[1])] * folds.n_members)
     return Flows(base, regressions).double()
 
 
@@ -173,7 +174,7 @@ def test_stack_weighs_by_the_rows_left_out():
     rows = training_rows(folds, flow.preprocessing)
     for preprocessing, kind in candidates:
         mixtures = [fit_mixture(own, kind, seed=0) for own in rows]
-        other = Flows(GaussianMixtures(mixtures), preprocessing)
+        other = Flows(Mixtures(mixtures), preprocessing)
         assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
 
 
@@ -247,7 +248,9 @@ def test_fits_go_on_as_long_as_each_is_worth_its_time(monkeypatch):
 
     def fit(rows, kind, seed):
         fits[seed] += 1
-        return Mixture(np.ones(1), centers[seed : seed + 1], np.eye(3)[None] / 0.05)
+        return standard_normal(3)._replace(
+            means=centers[seed : seed + 1], factors=np.eye(3)[None] / 0.05
+        )
 
     monkeypatch.setattr("skjeffreys._stacking.fit_mixture", fit)
     flow = standard_normal_flow(folds)

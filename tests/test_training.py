@@ -9,7 +9,7 @@ from torch import nn
 from skjeffreys._energy import EnsembleReference, FixedReference, Proxy, Tilt
 from skjeffreys._ensemble import mixture_log_density
 from skjeffreys._flow import CouplingFlows
-from skjeffreys._mixtures import GaussianMixtures, standard_normal
+from skjeffreys._mixtures import Mixtures, standard_normal
 from skjeffreys._problem import (
     DAMPING,
     DUAL_STEP,
@@ -43,7 +43,7 @@ ENTROPY = 2.5
 def random_models(with_proxy=True, seed=0):
     """Models in double precision, away from their symmetrical start."""
     torch.manual_seed(seed)
-    base = GaussianMixtures([standard_normal(2)] * N_MEMBERS).float()
+    base = Mixtures([standard_normal(2)] * N_MEMBERS).float()
     regressions = no_regressions(N_MEMBERS, 0, 2)
     flow = CouplingFlows(
         base, regressions=regressions, hidden_layer_sizes=(8,), n_transforms=2, n_bins=4
@@ -190,7 +190,7 @@ def test_the_likelihood_of_the_flow_alone_is_the_first_term():
     torch.testing.assert_close(alone.flow.state_dict(), with_proxy.flow.state_dict())
 
 
-@pytest.mark.parametrize("fixed", [None, GaussianMixtures([standard_normal(2)]).float()])
+@pytest.mark.parametrize("fixed", [None, Mixtures([standard_normal(2)]).float()])
 def test_what_the_proxy_says_of_samples_and_rows(fixed):
     """Whatever the reference: its mean density is ``log_density``, up to the tilt."""
     torch.manual_seed(0)
