@@ -34,15 +34,17 @@ N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 #: Their covariances, and what is added to each variance, of standardised columns.
 COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
-BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("full", 0.3), ("shrunk", 1e-6)]
+BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("shrunk", 1e-6)]
 #: Those of residuals given conditions.
 RESIDUAL_COVARIANCES = [("diag", 1e-6)]
 #: Rows for each column that the shared covariance counts for, beside those of a component.
 SHRINKAGE = 0.1
 #: Rows for each column that a covariance needs, lest it be that of a few rows only.
 ROWS_PER_COLUMN = 2
-#: What is added, at least, where a covariance has fewer.
+#: What is added, at least, to the variances where a covariance has fewer.
 FEW_ROWS_REG_COVAR = 1e-4
+#: The same as a share of each variance, at most: a value that a component repeats, new rows repeat.
+FEW_ROWS_SHARE = 0.1
 #: Degrees of freedom of a predictive density, at least: with two its variance is infinite.
 SMALLEST_DEGREES = 3.0
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
@@ -183,8 +185,10 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
 
 
 def _widened(factors: np.ndarray, added: float) -> np.ndarray:
-    """Add to the variances, given factors of precisions, (k, d, d)."""
-    return _factors(_covariances(factors) + added * np.eye(factors.shape[-1]))
+    """Add to the variances, at most a share of each, given factors of precisions, (k, d, d)."""
+    covariances = _covariances(factors)
+    added = np.minimum(added, FEW_ROWS_SHARE * np.diagonal(covariances, axis1=1, axis2=2))
+    return _factors(covariances + added[:, None] * np.eye(factors.shape[-1]))
 
 
 def _covariances(factors: np.ndarray) -> np.ndarray:
