@@ -1,4 +1,4 @@
-"""Gaussian mixtures fitted to the rows of each member: of which kinds, and how."""
+"""Mixtures fitted to the rows of each member: of which kinds, and how."""
 
 __all__ = [
     "BENT_COVARIANCES",

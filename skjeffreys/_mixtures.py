@@ -163,10 +163,10 @@ class Mixtures(nn.Module):
         for rows in z.split(self._block_rows(widest), dim=1):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
             polynomials = torch.baddbmm(self.intercepts, monomials, self.coefficients)
-            # Rounding aside, one and a square.
-            student = polynomials[..., : self.n_student].clamp(min=1)
-            student = torch.addcmul(self.constants, self.exponents, student.log())
-            components = torch.cat([student, polynomials[..., self.n_student :]], dim=-1)
+            # Rounding aside, what is raised to a power is one and a square.
+            student, normal = polynomials.tensor_split([self.n_student], dim=-1)
+            student = torch.addcmul(self.constants, self.exponents, student.clamp(min=1).log())
+            components = torch.cat([student, normal], dim=-1)
             log_p.append(torch.logsumexp(components, dim=-1))
         # Beyond 1e154 squares overflow, and their differences are not numbers: the density is zero.
         overflows = z.square().sum(dim=-1).isinf()
@@ -176,9 +176,11 @@ class Mixtures(nn.Module):
         """Distribution function, of one feature: (n_members, n, q + 1) to (n_members, n)."""
         means, scales = self.means[..., 0], self.inverse_factors[..., 0, 0]
         coordinates = (z[..., -1:] - means[:, None]) / scales[:, None]
-        degrees = self.degrees_of_freedom[:, None].numpy(force=True)
-        values = torch.from_numpy(stdtr(degrees, coordinates.numpy(force=True)))
-        return (self.weights[:, None] * values.to(z)).sum(dim=-1)
+        student, normal = coordinates.tensor_split([self.n_student], dim=-1)
+        degrees = self.degrees_of_freedom[:, None, : self.n_student].numpy(force=True)
+        student = torch.from_numpy(stdtr(degrees, student.numpy(force=True))).to(normal)
+        values = torch.cat([student, torch.special.ndtr(normal)], dim=-1)
+        return (self.weights[:, None] * values).sum(dim=-1)
 
     def sample(self, conditions: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a row for each row of conditions, (n_members, n, q) to (n_members, n, q + d).

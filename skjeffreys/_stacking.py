@@ -1,4 +1,4 @@
-"""The density that a fit returns: flows beside Gaussian mixtures, as rows left out weigh them."""
+"""The density that a fit returns: flows beside mixtures, as rows left out weigh them."""
 
 __all__ = ["Candidate", "StackedDensity", "stack", "stacking_weights", "worth_of_a_fit"]
 
@@ -196,6 +196,9 @@ class _Fits:
         n_rows = len(self._training[preprocessing][member])
         if kind != kind.fitted:
             mixture = shrunk(mixture, n_rows)
+        # Beside flows that know how residuals spread, given conditions, it is worth nothing.
+        if preprocessing.n_conditions > 0:
+            return mixture
         return predictive(mixture, covariance_rows(mixture.weights, kind, n_rows))
 
     def log_densities(

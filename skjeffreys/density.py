@@ -27,7 +27,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
     There are several flows, the members of an ensemble. Each leaves out other rows, and its
     proxy is the mean of the other members, tilted by the energy-based model: what it alone learns
     from its rows, mostly by chance, the others keep it from. The density is their mean beside
-    Gaussian mixtures of the same rows, weighted by the rows left out (stacking).
+    mixtures of Student's t densities of the same rows, weighted by the rows left out (stacking).
 
     Columns are standardised inside and bent towards a normal distribution [2]_, and densities
     are those of the original units: do not put a scaler or a logarithm in front, whose Jacobian a
@@ -111,7 +111,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         instead of starting anew.
 
     n_jobs : int, default=None
-        Gaussian mixtures fitted at a time, each in a process of its own. None is one, unless in
+        Mixtures fitted at a time, each in a process of its own. None is one, unless in
         a :func:`joblib.parallel_config` context, and -1 all processors. A fit is the same
         whatever this is. With 2,000 rows mixtures take about half of its time; the flows are
         trained in one thread.
@@ -142,7 +142,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Effective sample size behind ``normalizer_``, as a fraction of the samples in (0, 1].
 
     flow_weight_ : float
-        Weight of the flows in the density, in [0, 1]; that of the Gaussian mixtures is the rest.
+        Weight of the flows in the density, in [0, 1]; that of the mixtures is the rest.
 
     entropy_ : float
         Entropy of the data, in nats of the original units, from which the forward divergence

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from skjeffreys._mixture_fitting import (
     fit_mixture,
     training_rows,
 )
-from skjeffreys._mixtures import Mixtures, standard_normal
+from skjeffreys._mixtures import TAIL_SCALES, Mixtures, standard_normal
 from skjeffreys._power import Unbending, fit_power_transform
 from skjeffreys._regression import LinearRegressions, fit_regressions, no_regressions
 from skjeffreys._rows import Rows, split_rows
@@ -176,6 +177,17 @@ def test_stack_weighs_by_the_rows_left_out():
         mixtures = [fit_mixture(own, kind, seed=0) for own in rows]
         other = Flows(Mixtures(mixtures), preprocessing)
         assert score > folds.held_out_means(other.log_prob(held_out)).mean() - 0.02
+
+
+@pytest.mark.parametrize("n_conditions", [0, 1])
+def test_components_are_predictive_densities_unless_there_are_conditions(n_conditions):
+    folds = make_folds(clusters(300))
+    folds = replace(folds, rows=replace(folds.rows, n_conditions=n_conditions))
+    flow = standard_normal_flow(folds)
+    density = stack(flow, candidates_of(flow, [Kind(4, "full", 1e-6)]), folds, NO_TAILS, seed=0)
+    base = density.parts[1].base
+    # Of the tails beside them all are normal.
+    assert base.n_student == (0 if n_conditions > 0 else base.n_components - len(TAIL_SCALES))
 
 
 def test_flows_do_not_change_which_mixtures_are_fitted(monkeypatch):
