@@ -115,8 +115,12 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
         factors = factors[:, :, None] * np.eye(n_features)
     shape = (kind.n_components, n_features, n_features)
     factors = np.broadcast_to(factors, shape).copy()
-    few = covariance_rows(mixture.weights_, kind, len(rows)) < ROWS_PER_COLUMN * n_features
-    factors[few] = _widened(factors[few], max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar))
+    n_rows = covariance_rows(mixture.weights_, kind, len(rows))
+    few = n_rows < ROWS_PER_COLUMN * n_features
+    # A single row, whose variances are zero, repeats no value.
+    share = np.where(n_rows < 1.5, np.inf, FEW_ROWS_SHARE)
+    added = max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar)
+    factors[few] = _widened(factors[few], added, share[few])
     normal = np.full(kind.n_components, np.inf)
     return Mixture(mixture.weights_, mixture.means_, factors, degrees_of_freedom=normal)
 
@@ -184,10 +188,11 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
     )
 
 
-def _widened(factors: np.ndarray, added: float) -> np.ndarray:
-    """Add to the variances, at most a share of each, given factors of precisions, (k, d, d)."""
+def _widened(factors: np.ndarray, added: float, share: np.ndarray) -> np.ndarray:
+    """Add to the variances, at most a share, (k,), given factors of precisions, (k, d, d)."""
     covariances = _covariances(factors)
-    added = np.minimum(added, FEW_ROWS_SHARE * np.diagonal(covariances, axis1=1, axis2=2))
+    variances = np.diagonal(covariances, axis1=1, axis2=2)
+    added = np.minimum(added, share[:, None] * variances)
     return _factors(covariances + added[:, None] * np.eye(factors.shape[-1]))
 
 

@@ -91,16 +91,15 @@ def test_many_columns_have_mixtures_of_few_components():
 
 
 def test_components_of_few_rows_are_wider():
-    # Clusters, of which the second has few rows for its three columns. The last repeats a value.
-    clusters_of = [(200, 0.0), (5, 10.0)]
+    # Of its three columns the last repeats a value; the last cluster, of a single row, does not.
+    clusters_of = [(200, 0.0, [1e-6] * 3), (5, 10.0, [1e-4, 1e-4, 1.1e-6]), (1, -10.0, [1e-4] * 3)]
     rng = np.random.RandomState(0)
     scales = np.array([0.05, 0.05, 0.0])
-    rows = [at + scales * rng.standard_normal((n, 3)) for n, at in clusters_of]
-    mixture = fit_mixture(np.concatenate(rows), Kind(2, "full", 1e-6), seed=0)
+    rows = [at + scales * rng.standard_normal((n, 3)) for n, at, _ in clusters_of]
+    mixture = fit_mixture(np.concatenate(rows), Kind(3, "full", 1e-6), seed=0)
     precisions = mixture.factors @ mixture.factors.swapaxes(1, 2)
     variances = dict(zip(mixture.means[:, 0].round(), np.linalg.inv(precisions), strict=True))
-    for cluster, (n, location) in zip(rows, clusters_of, strict=True):
-        added = [1e-6] * 3 if n > 2 * 3 else [1e-4, 1e-4, 1.1e-6]
+    for cluster, (_, location, added) in zip(rows, clusters_of, strict=True):
         expected = np.cov(cluster.T, bias=True) + np.diag(added)
         np.testing.assert_allclose(variances[location], expected, rtol=1e-3, atol=1e-9)
 
