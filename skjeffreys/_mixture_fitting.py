@@ -43,8 +43,6 @@ SHRINKAGE = 0.1
 ROWS_PER_COLUMN = 2
 #: What is added, at least, to the variances where a covariance has fewer.
 FEW_ROWS_REG_COVAR = 1e-4
-#: The same as a share of each variance, at most: a value that a component repeats, new rows repeat.
-FEW_ROWS_SHARE = 0.1
 #: Degrees of freedom of a predictive density, at least: with two its variance is infinite.
 SMALLEST_DEGREES = 3.0
 #: Products in a step of expectation maximisation, at most: fewer components in many columns.
@@ -117,10 +115,7 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     factors = np.broadcast_to(factors, shape).copy()
     n_rows = covariance_rows(mixture.weights_, kind, len(rows))
     few = n_rows < ROWS_PER_COLUMN * n_features
-    # A single row, whose variances are zero, repeats no value.
-    share = np.where(n_rows < 1.5, np.inf, FEW_ROWS_SHARE)
-    added = max(0.0, FEW_ROWS_REG_COVAR - kind.reg_covar)
-    factors[few] = _widened(factors[few], added, share[few])
+    factors[few] = _widened(factors[few], kind.reg_covar, repeats=n_rows[few] > 1.5)
     normal = np.full(kind.n_components, np.inf)
     return Mixture(mixture.weights_, mixture.means_, factors, degrees_of_freedom=normal)
 
@@ -188,11 +183,16 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
     )
 
 
-def _widened(factors: np.ndarray, added: float, share: np.ndarray) -> np.ndarray:
-    """Add to the variances, at most a share, (k,), given factors of precisions, (k, d, d)."""
+def _widened(factors: np.ndarray, reg_covar: float, repeats: np.ndarray) -> np.ndarray:
+    """Add to the variances of components of few rows, given factors of precisions, (k, d, d).
+
+    Where components have more than a row, ``repeats`` of shape (k,), a column without any variance
+    has one value in all of them. New rows repeat it, so this variance stays.
+    """
     covariances = _covariances(factors)
-    variances = np.diagonal(covariances, axis1=1, axis2=2)
-    added = np.minimum(added, share[:, None] * variances)
+    without_variance = np.diagonal(covariances, axis1=1, axis2=2) < 2 * reg_covar
+    added = max(0.0, FEW_ROWS_REG_COVAR - reg_covar)
+    added = np.where(repeats[:, None] & without_variance, 0, added)
     return _factors(covariances + added[:, None] * np.eye(factors.shape[-1]))
 
 

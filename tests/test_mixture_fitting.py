@@ -92,7 +92,7 @@ def test_many_columns_have_mixtures_of_few_components():
 
 def test_components_of_few_rows_are_wider():
     # Of its three columns the last repeats a value; the last cluster, of a single row, does not.
-    clusters_of = [(200, 0.0, [1e-6] * 3), (5, 10.0, [1e-4, 1e-4, 1.1e-6]), (1, -10.0, [1e-4] * 3)]
+    clusters_of = [(200, 0.0, [1e-6] * 3), (5, 10.0, [1e-4, 1e-4, 1e-6]), (1, -10.0, [1e-4] * 3)]
     rng = np.random.RandomState(0)
     scales = np.array([0.05, 0.05, 0.0])
     rows = [at + scales * rng.standard_normal((n, 3)) for n, at, _ in clusters_of]
