@@ -192,39 +192,41 @@ class Mixtures(nn.Module):
         shape = (self.n_members, n, self.n_features)
         options = {"generator": generator, "dtype": self.means.dtype, "device": device}
         noise = torch.randn(shape, **options)
-        rows = self._place(noise, torch.rand(shape[:2], **options), component)
+        uniform = torch.rand(int((component < self.n_student).sum()), **options)
+        rows = self._place(noise, component, uniform)
         return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
 
     def quadrature(self, n: int) -> Tensor:
         """Nodes of equal weight for expectations, (n_members, n, d): a scrambled Sobol sequence.
 
         A power of two is best for ``n``. The first coordinate of the sequence chooses the
-        component of a mixture, the second how far it spreads, the others are normal after the
-        inverse distribution function. Where there are more components than nodes, most are not
-        chosen: the nodes are moved so that their mean is that of the mixture.
+        component of a mixture, the others are normal after the inverse distribution function, but
+        for a last one that spreads Student's t. Where there are more components than nodes, most
+        are not chosen: the nodes are moved so that their mean is that of the mixture.
         """
         engines = [
-            SobolEngine(2 + self.n_features, scramble=True, seed=k) for k in range(self.n_members)
+            SobolEngine(1 + self.n_features + (self.n_student > 0), scramble=True, seed=k)
+            for k in range(self.n_members)
         ]
         uniform = torch.stack([engine.draw(n, dtype=torch.float64) for engine in engines])
         uniform = uniform.to(self.means).clamp(1e-9, 1 - 1e-9)  # Zero is a point of a sequence.
         component = torch.searchsorted(self.weights.cumsum(dim=1), uniform[..., 0].contiguous())
         component = component.clamp(max=self.n_components - 1)  # Where rounding leaves one short.
-        nodes = self._place(torch.special.ndtri(uniform[..., 2:]), uniform[..., 1], component)
+        noise = torch.special.ndtri(uniform[..., 1 : 1 + self.n_features])
+        nodes = self._place(noise, component, uniform[..., -1][component < self.n_student])
         return nodes + (self.weights[:, None] @ self.means - nodes.mean(dim=1, keepdim=True))
 
-    def _place(self, noise: Tensor, uniform: Tensor, component: Tensor) -> Tensor:
+    def _place(self, noise: Tensor, component: Tensor, uniform: Tensor) -> Tensor:
         """From standard normal rows to those of the component of each, (n_members, n, d).
 
-        The uniform numbers, (n_members, n), say by how much those of Student's t spread: by
-        the root of the degrees of freedom over a chi-squared number.
+        Those of Student's t, for each of which there is a uniform number, are divided by the root
+        of a chi-squared number over the degrees of freedom.
         """
         member = torch.arange(self.n_members, device=noise.device)[:, None]
-        half = 0.5 * self.degrees_of_freedom[member, component]
-        student = half.isfinite()
-        half = half[student]
-        halved_chi_squared = gammaincinv(half.numpy(force=True), uniform[student].numpy(force=True))
-        noise[student] *= (half / torch.from_numpy(halved_chi_squared).to(half)).sqrt()[:, None]
+        student = component < self.n_student
+        half = 0.5 * self.degrees_of_freedom[member, component][student]
+        gamma = torch.from_numpy(gammaincinv(half.numpy(force=True), uniform.numpy(force=True)))
+        noise[student] *= (half / gamma.to(half)).sqrt()[:, None]
         size = self._block_rows(self.n_features**2)
         rows = [
             (some[..., None, :] @ self.inverse_factors[member, of]).squeeze(-2)
