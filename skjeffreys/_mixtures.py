@@ -89,6 +89,26 @@ def mean(mixtures: Sequence[Mixture]) -> Mixture:
     return join(mixtures, np.full(len(mixtures), 1 / len(mixtures)))
 
 
+def _side_by_side(mixtures: Sequence[Mixture]) -> Mixture:
+    """Return arrays with a leading axis of mixtures, Student's t first: each kind is a slice.
+
+    Components that a mixture does not have, but others have, are there with weight zero.
+    """
+    n_members, n_features = len(mixtures), mixtures[0].means.shape[1]
+    normal = [np.isinf(mixture.degrees_of_freedom) for mixture in mixtures]
+    n_student = max((~each).sum() for each in normal)
+    shape = (n_members, n_student + max(each.sum() for each in normal))
+    weights, means = np.zeros(shape), np.zeros((*shape, n_features))
+    factors = np.broadcast_to(np.eye(n_features), (*shape, n_features, n_features)).copy()
+    degrees = np.where(np.arange(shape[1]) < n_student, 1.0, np.inf)
+    degrees = np.broadcast_to(degrees, shape).copy()
+    for k, mixture in enumerate(mixtures):
+        of_normal = n_student + np.cumsum(normal[k])
+        places = np.where(normal[k], of_normal, np.cumsum(~normal[k])) - 1
+        weights[k, places], means[k, places], factors[k, places], degrees[k, places] = mixture
+    return Mixture(weights, means, factors, degrees)
+
+
 class Mixtures(nn.Module):
     """Mixtures, one for each member, evaluated together.
 
@@ -107,21 +127,9 @@ class Mixtures(nn.Module):
 
     def __init__(self, mixtures: Sequence[Mixture]) -> None:
         super().__init__()
-        self.n_members, self.n_features = len(mixtures), mixtures[0].means.shape[1]
-        normal = [np.isinf(mixture.degrees_of_freedom) for mixture in mixtures]
-        # Student's t first, so that each of the two kinds is a slice.
-        self.n_student = max((~each).sum() for each in normal)
-        self.n_components = self.n_student + max(each.sum() for each in normal)
-        shape = (self.n_members, self.n_components)
-        weights = np.zeros(shape)  # of components that a smaller mixture does not have
-        means = np.zeros((*shape, self.n_features))
-        factors = np.broadcast_to(np.eye(self.n_features), (*shape, *[self.n_features] * 2)).copy()
-        degrees = np.where(np.arange(self.n_components) < self.n_student, 1.0, np.inf)
-        degrees = np.broadcast_to(degrees, shape).copy()
-        for k, mixture in enumerate(mixtures):
-            of_normal = self.n_student + np.cumsum(normal[k])
-            places = np.where(normal[k], of_normal, np.cumsum(~normal[k])) - 1
-            weights[k, places], means[k, places], factors[k, places], degrees[k, places] = mixture
+        weights, means, factors, degrees = _side_by_side(mixtures)
+        self.n_members, self.n_components, self.n_features = means.shape
+        self.n_student = int(np.isfinite(degrees[0]).sum())
         precisions = factors @ factors.swapaxes(-1, -2)
         linear = (precisions @ means[..., None])[..., 0]
         # Diagonal covariances need no products of two different features.
@@ -129,18 +137,19 @@ class Mixtures(nn.Module):
         quadratic = -np.where(np.equal(*pairs), 0.5, 1.0) * precisions[:, :, *pairs]
         coefficients = np.concatenate([linear, quadratic], axis=2)
         intercepts = -0.5 * (means * linear).sum(axis=2)
-        constants = np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
         with np.errstate(divide="ignore"):
-            constants += np.log(weights)
-        student, gaussian = np.s_[:, : self.n_student], np.s_[:, self.n_student :]
-        constants[gaussian] -= 0.5 * self.n_features * math.log(2 * math.pi)
-        intercepts[gaussian] += constants[gaussian]
+            constants = np.log(weights)
+        constants += np.log(np.diagonal(factors, axis1=2, axis2=3)).sum(axis=2)
+        student, normal = np.s_[:, : self.n_student], np.s_[:, self.n_student :]
+        constants[normal] -= 0.5 * self.n_features * math.log(2 * math.pi)
+        intercepts[normal] += constants[normal]
+        # From minus half a square to one and the square over the degrees of freedom.
         nu = degrees[student]
-        exponents = -0.5 * (nu + self.n_features)
-        constants[student] += gammaln(-exponents) - gammaln(0.5 * nu)
-        constants[student] -= 0.5 * self.n_features * np.log(nu * math.pi)
         coefficients[student] *= -2 / nu[..., None]
         intercepts[student] = 1 - 2 / nu * intercepts[student]
+        exponents = -0.5 * (nu + self.n_features)
+        constants[student] -= 0.5 * self.n_features * np.log(nu * math.pi)
+        constants[student] += gammaln(-exponents) - gammaln(0.5 * nu)
         buffers = {
             "weights": weights,
             "means": means,
