@@ -101,7 +101,8 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     """Fit a mixture to rows, (n, d).
 
     Columns that nearly determine each other are narrow in some direction, on rows left out too, but
-    a component of few rows is narrow because of these. So it is made wider.
+    a component of few rows is narrow because of these. So it is made wider, but not across a value
+    that they repeat.
     """
     tolerance = min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows))
     with warnings.catch_warnings():
@@ -115,7 +116,7 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     factors = np.broadcast_to(factors, shape).copy()
     n_rows = covariance_rows(mixture.weights_, kind, len(rows))
     few = n_rows < ROWS_PER_COLUMN * n_features
-    factors[few] = _widened(factors[few], kind.reg_covar, repeats=n_rows[few] > 1.5)
+    factors[few] = _widened(factors[few], kind.reg_covar, several=n_rows[few] > 1.5)
     normal = np.full(kind.n_components, np.inf)
     return Mixture(mixture.weights_, mixture.means_, factors, degrees_of_freedom=normal)
 
@@ -174,7 +175,7 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
     References
     ----------
     Gelman et al., *Bayesian Data Analysis*, 3rd edition, 2013, section 3.6: the predictive density
-    under an inverse Wishart prior with ``d - 1`` degrees of freedom and no other information.
+    under a normal-inverse-Wishart prior with ``d - 1`` degrees of freedom and no other information.
     """
     scales = np.sqrt(1 + 1 / np.maximum(n_rows, 1.0))
     return mixture._replace(
@@ -183,16 +184,16 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
     )
 
 
-def _widened(factors: np.ndarray, reg_covar: float, repeats: np.ndarray) -> np.ndarray:
+def _widened(factors: np.ndarray, reg_covar: float, several: np.ndarray) -> np.ndarray:
     """Add to the variances of components of few rows, given factors of precisions, (k, d, d).
 
-    Where components have more than a row, ``repeats`` of shape (k,), a column without any variance
-    has one value in all of them. New rows repeat it, so this variance stays.
+    Components of ``several`` rows, (k,), keep the variance of a column that has one value in all of
+    these: new rows repeat it.
     """
     covariances = _covariances(factors)
-    without_variance = np.diagonal(covariances, axis1=1, axis2=2) < 2 * reg_covar
+    constant = np.diagonal(covariances, axis1=1, axis2=2) < 2 * reg_covar
     added = max(0.0, FEW_ROWS_REG_COVAR - reg_covar)
-    added = np.where(repeats[:, None] & without_variance, 0, added)
+    added = np.where(several[:, None] & constant, 0, added)
     return _factors(covariances + added[:, None] * np.eye(factors.shape[-1]))
 
 
