@@ -188,7 +188,7 @@ def _widened(factors: np.ndarray, reg_covar: float, several: np.ndarray) -> np.n
     """Add to the variances of components of few rows, given factors of precisions, (k, d, d).
 
     Components of ``several`` rows, (k,), keep the variance of a column that has one value in all of
-    these: new rows repeat it.
+    these, but for what ``reg_covar`` would hide: new rows repeat it.
     """
     covariances = _covariances(factors)
     constant = np.diagonal(covariances, axis1=1, axis2=2) < 2 * reg_covar

@@ -171,11 +171,12 @@ class Mixtures(nn.Module):
         widest = max(self.coefficients.shape[1:])  # Monomials or components.
         for rows in z.split(self._block_rows(widest), dim=1):
             monomials = torch.cat([rows, rows[..., self.pairs[0]] * rows[..., self.pairs[1]]], -1)
-            polynomials = torch.baddbmm(self.intercepts, monomials, self.coefficients)
-            # Rounding aside, what is raised to a power is one and a square.
-            student, normal = polynomials.tensor_split([self.n_student], dim=-1)
-            student = torch.addcmul(self.constants, self.exponents, student.clamp(min=1).log())
-            components = torch.cat([student, normal], dim=-1)
+            components = torch.baddbmm(self.intercepts, monomials, self.coefficients)
+            if self.n_student > 0:  # The base of flows, in every step of training, has none.
+                student, normal = components.tensor_split([self.n_student], dim=-1)
+                # Rounding aside, what is raised to a power is one and a square.
+                student = torch.addcmul(self.constants, self.exponents, student.clamp(min=1).log())
+                components = torch.cat([student, normal], dim=-1)
             log_p.append(torch.logsumexp(components, dim=-1))
         # Beyond 1e154 squares overflow, and their differences are not numbers: the density is zero.
         overflows = z.square().sum(dim=-1).isinf()
@@ -201,8 +202,9 @@ class Mixtures(nn.Module):
         shape = (self.n_members, n, self.n_features)
         options = {"generator": generator, "dtype": self.means.dtype, "device": device}
         noise = torch.randn(shape, **options)
-        uniform = torch.rand(int((component < self.n_student).sum()), **options)
-        rows = self._place(noise, component, uniform)
+        if self.n_student > 0:
+            noise *= self._spread(component, torch.rand(component.shape, **options))
+        rows = self._place(noise, component)
         return torch.cat([conditions.expand(self.n_members, -1, -1), rows], dim=-1)
 
     def quadrature(self, n: int) -> Tensor:
@@ -222,20 +224,26 @@ class Mixtures(nn.Module):
         component = torch.searchsorted(self.weights.cumsum(dim=1), uniform[..., 0].contiguous())
         component = component.clamp(max=self.n_components - 1)  # Where rounding leaves one short.
         noise = torch.special.ndtri(uniform[..., 1 : 1 + self.n_features])
-        nodes = self._place(noise, component, uniform[..., -1][component < self.n_student])
+        if self.n_student > 0:
+            noise *= self._spread(component, uniform[..., -1])
+        nodes = self._place(noise, component)
         return nodes + (self.weights[:, None] @ self.means - nodes.mean(dim=1, keepdim=True))
 
-    def _place(self, noise: Tensor, component: Tensor, uniform: Tensor) -> Tensor:
-        """From standard normal rows to those of the component of each, (n_members, n, d).
+    def _spread(self, component: Tensor, uniform: Tensor) -> Tensor:
+        """Return scales that make normal rows those of Student's t, of shape (n_members, n, 1).
 
-        Those of Student's t, for each of which there is a uniform number, are divided by the root
-        of a chi-squared number over the degrees of freedom.
+        The root of the degrees of freedom over a chi-squared number, which follows from a
+        uniform one; one for normal components. ``component`` and ``uniform`` are (n_members, n).
         """
-        member = torch.arange(self.n_members, device=noise.device)[:, None]
+        half = 0.5 * self.degrees_of_freedom.gather(1, component)
         student = component < self.n_student
-        half = 0.5 * self.degrees_of_freedom[member, component][student]
-        gamma = torch.from_numpy(gammaincinv(half.numpy(force=True), uniform.numpy(force=True)))
-        noise[student] *= (half / gamma.to(half)).sqrt()[:, None]
+        half, level = half[student], uniform[student].numpy(force=True)
+        gamma = torch.from_numpy(gammaincinv(half.numpy(force=True), level)).to(half)
+        return torch.ones_like(uniform).masked_scatter(student, (half / gamma).sqrt())[..., None]
+
+    def _place(self, noise: Tensor, component: Tensor) -> Tensor:
+        """From standard normal rows to those of the component of each, (n_members, n, d)."""
+        member = torch.arange(self.n_members, device=noise.device)[:, None]
         size = self._block_rows(self.n_features**2)
         rows = [
             (some[..., None, :] @ self.inverse_factors[member, of]).squeeze(-2)

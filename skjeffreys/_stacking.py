@@ -196,7 +196,7 @@ class _Fits:
         n_rows = len(self._training[preprocessing][member])
         if kind != kind.fitted:
             mixture = shrunk(mixture, n_rows)
-        # Given conditions flows know how residuals spread: there it is worth nothing.
+        # Given conditions flows know how residuals spread: predictive densities add nothing.
         if preprocessing.n_conditions > 0:
             return mixture
         return predictive(mixture, covariance_rows(mixture.weights, kind, n_rows))
