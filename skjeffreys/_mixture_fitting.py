@@ -9,7 +9,7 @@ __all__ = [
     "covariance_rows",
     "fit_mixture",
     "predictive",
-    "shrunk",
+    "regularised",
     "training_rows",
 ]
 
@@ -31,17 +31,17 @@ from ._rows import Folds
 
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: Their covariances, and what is added to each variance, of standardised columns.
-COVARIANCES = [("full", 1e-6), ("diag", 1e-6), ("tied", 1e-6)]
+#: Their covariances, as :class:`Kind` names them.
+COVARIANCES = [("full",), ("diag",), ("tied",)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
-BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("shrunk", 1e-6)]
+BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("full", 0.5), ("full", 0.0, 0.01)]
 #: Those of residuals given conditions.
-RESIDUAL_COVARIANCES = [("diag", 1e-6)]
-#: Rows for each column that the shared covariance counts for, beside those of a component.
-SHRINKAGE = 0.1
+RESIDUAL_COVARIANCES = [("diag",)]
+#: What is added to each variance in a fit, of standardised columns.
+REG_COVAR = 1e-6
 #: Rows for each column that a covariance needs, lest it be that of a few rows only.
 ROWS_PER_COLUMN = 2
-#: What is added, at least, to the variances where a covariance has fewer.
+#: What is added to each variance, instead, where a covariance has fewer.
 FEW_ROWS_REG_COVAR = 1e-4
 #: Degrees of freedom of a predictive density, at least: with two its variance is infinite.
 SMALLEST_DEGREES = 3.0
@@ -61,24 +61,24 @@ MAXIMUM_ROWS = 5000
 class Kind(NamedTuple):
     """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`.
 
-    Covariances that are "shrunk" are full ones, of which :func:`shrunk` is taken after the fit.
+    And how much full covariances are :func:`regularised` after the fit.
     """
 
     n_components: int
     covariance_type: str
-    reg_covar: float
+    #: Rows for each column that the shared covariance counts for, beside those of a component.
+    shrinkage: float = 0.0
+    #: Share of each variance that is added to it.
+    ridge: float = 0.0
     init_params: str = "kmeans"
 
     @property
     def fitted(self) -> "Kind":
-        """What is fitted: the same for full covariances and for shrunk ones."""
-        is_shrunk = self.covariance_type == "shrunk"
-        return self._replace(covariance_type="full") if is_shrunk else self
+        """What is fitted: without regularisation, which comes after."""
+        return self._replace(shrinkage=0.0, ridge=0.0)
 
 
-def affordable_kinds(
-    n_rows: int, n_features: int, covariances: Sequence[tuple[str, float]]
-) -> list[Kind]:
+def affordable_kinds(n_rows: int, n_features: int, covariances: Sequence[tuple]) -> list[Kind]:
     """Return the kinds of mixtures that so many rows and columns allow, started from k-means."""
     affordable = min(MAXIMUM_PRODUCTS / n_rows, MAXIMUM_COVARIANCES) // n_features**2
     largest = min(n_rows // 2, affordable)
@@ -104,10 +104,17 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     a component of few rows is narrow because of these. So it is made wider, but not across a value
     that they repeat.
     """
-    tolerance = min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows))
+    estimator = GaussianMixture(
+        kind.n_components,
+        covariance_type=kind.covariance_type,
+        tol=min(MAXIMUM_TOLERANCE, TOLERANCE / len(rows)),
+        reg_covar=REG_COVAR,
+        init_params=kind.init_params,
+        random_state=seed,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture = GaussianMixture(**kind._asdict(), tol=tolerance, random_state=seed).fit(rows)
+        mixture = estimator.fit(rows)
     n_features = rows.shape[1]
     factors = mixture.precisions_cholesky_
     if kind.covariance_type == "diag":
@@ -116,7 +123,7 @@ def fit_mixture(rows: np.ndarray, kind: Kind, seed: int) -> Mixture:
     factors = np.broadcast_to(factors, shape).copy()
     n_rows = covariance_rows(mixture.weights_, kind, len(rows))
     few = n_rows < ROWS_PER_COLUMN * n_features
-    factors[few] = _widened(factors[few], kind.reg_covar, several=n_rows[few] > 1.5)
+    factors[few] = _widened(factors[few], several=n_rows[few] > 1.5)
     normal = np.full(kind.n_components, np.inf)
     return Mixture(mixture.weights_, mixture.means_, factors, degrees_of_freedom=normal)
 
@@ -127,35 +134,25 @@ def covariance_rows(weights: np.ndarray, kind: Kind, n_rows: int) -> np.ndarray:
     return n_rows * shares
 
 
-def shrunk(mixture: Mixture, n_rows: int) -> Mixture:
-    r"""Shrink the covariances of components of few rows towards the one that they share.
-
-    .. math:: \frac{n_k S_k + s d T}{n_k + s d}, \qquad
-        T = (1 - t) \sum_k w_k S_k + t \operatorname{diag} \sum_k w_k S_k, \quad
-        t = \frac{d}{d + n}
-
-    as if ``s`` more rows for each of the ``d`` columns had been seen, with covariance ``T``. A
-    single component shares with none: its covariance becomes ``T``.
+def regularised(mixture: Mixture, kind: Kind, n_rows: int) -> Mixture:
+    """Make the covariances of a fit what its kind says.
 
     Parameters
     ----------
     mixture : Mixture
-        With full covariances.
+    kind : Kind
+        With full covariances, unless they stay as they are.
     n_rows : int
-        That it was fitted to.
+        That the mixture was fitted to.
     """
-    n_features = mixture.means.shape[1]
-    covariances = _covariances(mixture.factors)
-    shared = np.einsum("k,kij->ij", mixture.weights, covariances)
-    to_diagonal = n_features / (n_features + n_rows)
-    shared -= to_diagonal * (shared - np.diag(np.diag(shared)))
-    if len(covariances) == 1:
-        return mixture._replace(factors=_factors(shared[None]))
-    counts = (mixture.weights * n_rows)[:, None, None]
-    prior = SHRINKAGE * n_features
-    return mixture._replace(
-        factors=_factors((counts * covariances + prior * shared) / (counts + prior))
-    )
+    if kind.shrinkage > 0:
+        mixture = _shrunk(mixture, kind.shrinkage, n_rows)
+    if kind.ridge > 0:
+        covariances = _covariances(mixture.factors)
+        variances = np.diagonal(covariances, axis1=1, axis2=2)
+        covariances += kind.ridge * variances[:, None] * np.eye(covariances.shape[-1])
+        mixture = mixture._replace(factors=_factors(covariances))
+    return mixture
 
 
 def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
@@ -184,17 +181,40 @@ def predictive(mixture: Mixture, n_rows: np.ndarray) -> Mixture:
     )
 
 
-def _widened(factors: np.ndarray, reg_covar: float, several: np.ndarray) -> np.ndarray:
+def _widened(factors: np.ndarray, several: np.ndarray) -> np.ndarray:
     """Add to the variances of components of few rows, given factors of precisions, (k, d, d).
 
     Components of ``several`` rows, (k,), keep the variance of a column that has one value in all of
-    these, but for what ``reg_covar`` would hide: new rows repeat it.
+    these, but for what ``REG_COVAR`` would hide: new rows repeat it.
     """
     covariances = _covariances(factors)
-    constant = np.diagonal(covariances, axis1=1, axis2=2) < 2 * reg_covar
-    added = max(0.0, FEW_ROWS_REG_COVAR - reg_covar)
-    added = np.where(several[:, None] & constant, 0, added)
+    constant = np.diagonal(covariances, axis1=1, axis2=2) < 2 * REG_COVAR
+    added = np.where(several[:, None] & constant, 0, FEW_ROWS_REG_COVAR - REG_COVAR)
     return _factors(covariances + added[:, None] * np.eye(factors.shape[-1]))
+
+
+def _shrunk(mixture: Mixture, shrinkage: float, n_rows: int) -> Mixture:
+    r"""Shrink the covariances of components of few rows towards the one that they share.
+
+    .. math:: \frac{n_k S_k + s d T}{n_k + s d}, \qquad
+        T = (1 - t) \sum_k w_k S_k + t \operatorname{diag} \sum_k w_k S_k, \quad
+        t = \frac{d}{d + n}
+
+    as if ``s`` more rows for each of the ``d`` columns had been seen, with covariance ``T``. A
+    single component shares with none: its covariance becomes ``T``.
+    """
+    n_features = mixture.means.shape[1]
+    covariances = _covariances(mixture.factors)
+    shared = np.einsum("k,kij->ij", mixture.weights, covariances)
+    to_diagonal = n_features / (n_features + n_rows)
+    shared -= to_diagonal * (shared - np.diag(np.diag(shared)))
+    if len(covariances) == 1:
+        return mixture._replace(factors=_factors(shared[None]))
+    counts = (mixture.weights * n_rows)[:, None, None]
+    prior = shrinkage * n_features
+    return mixture._replace(
+        factors=_factors((counts * covariances + prior * shared) / (counts + prior))
+    )
 
 
 def _covariances(factors: np.ndarray) -> np.ndarray:

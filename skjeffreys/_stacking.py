@@ -19,7 +19,7 @@ from ._mixture_fitting import (
     covariance_rows,
     fit_mixture,
     predictive,
-    shrunk,
+    regularised,
     training_rows,
 )
 from ._mixtures import Mixture, Mixtures, join, mean, with_tails
@@ -192,10 +192,8 @@ class _Fits:
 
     def _mixture(self, candidate: Candidate, member: int, seed: int) -> Mixture:
         preprocessing, kind = candidate
-        mixture = self._fitted[preprocessing, kind.fitted, member, seed]
         n_rows = len(self._training[preprocessing][member])
-        if kind != kind.fitted:
-            mixture = shrunk(mixture, n_rows)
+        mixture = regularised(self._fitted[preprocessing, kind.fitted, member, seed], kind, n_rows)
         # Given conditions flows know how residuals spread: predictive densities add nothing.
         if preprocessing.n_conditions > 0:
             return mixture

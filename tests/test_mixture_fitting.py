@@ -6,14 +6,16 @@ from sklearn.mixture import GaussianMixture
 from test_mixtures import clusters
 
 from skjeffreys._mixture_fitting import (
+    BENT_COVARIANCES,
     COVARIANCES,
+    REG_COVAR,
     Kind,
     _resample,
     affordable_kinds,
     covariance_rows,
     fit_mixture,
     predictive,
-    shrunk,
+    regularised,
     training_rows,
 )
 from skjeffreys._mixtures import Mixtures, mean
@@ -48,16 +50,17 @@ def test_mixtures_are_fitted_to_the_rows_of_each_member():
             if kind.covariance_type == "tied":
                 assert (mixture.factors == mixture.factors[0]).all()
             variances = np.linalg.eigvalsh(mixture.factors @ mixture.factors.transpose(0, 2, 1))
-            assert (1 / variances > 0.99 * kind.reg_covar).all()
+            assert (1 / variances > 0.99 * REG_COVAR).all()
 
 
 @pytest.mark.parametrize("n_rows, tolerance", [(500, 0.05), (4000, 0.025)])
 def test_fits_end_where_all_rows_together_gain_little(n_rows, tolerance):
     rows = clusters(n_rows)
-    kind = Kind(16, "full", 1e-4, "random_from_data")
-    ended = fit_mixture(rows, kind, seed=0).means
+    ended = fit_mixture(rows, Kind(16, "full", init_params="random_from_data"), seed=0).means
     means = {
-        gain: GaussianMixture(**kind._asdict(), tol=gain, random_state=0).fit(rows).means_
+        gain: GaussianMixture(16, tol=gain, init_params="random_from_data", random_state=0)
+        .fit(rows)
+        .means_
         for gain in (0.05, 0.025)
     }
     assert not np.array_equal(*means.values())
@@ -66,7 +69,7 @@ def test_fits_end_where_all_rows_together_gain_little(n_rows, tolerance):
 
 def test_several_fits_are_averaged():
     folds = make_folds(clusters(100))
-    kind, rows = Kind(8, "diag", 1e-4, "random_from_data"), training_rows_of(folds)
+    kind, rows = Kind(8, "diag", init_params="random_from_data"), training_rows_of(folds)
     fits = [fit_mixture(rows[0], kind, seed) for seed in (3, 4)]
     X = torch.tensor(clusters(50, seed=1))
     densities = Mixtures([*fits, mean(fits)]).log_prob(X).exp()
@@ -96,7 +99,7 @@ def test_components_of_few_rows_are_wider():
     rng = np.random.RandomState(0)
     scales = np.array([0.05, 0.05, 0.0])
     rows = [at + scales * rng.standard_normal((n, 3)) for n, at, _ in clusters_of]
-    mixture = fit_mixture(np.concatenate(rows), Kind(3, "full", 1e-6), seed=0)
+    mixture = fit_mixture(np.concatenate(rows), Kind(3, "full"), seed=0)
     precisions = mixture.factors @ mixture.factors.swapaxes(1, 2)
     variances = dict(zip(mixture.means[:, 0].round(), np.linalg.inv(precisions), strict=True))
     for cluster, (_, location, added) in zip(rows, clusters_of, strict=True):
@@ -107,7 +110,7 @@ def test_components_of_few_rows_are_wider():
 def test_a_shared_covariance_has_the_rows_of_all_components():
     rows = clusters(300)
     rows[:, 2] = rows[:, 0] + 0.002 * rows[:, 1]
-    for kind in (Kind(128, "tied", 1e-6), Kind(1, "full", 1e-6)):
+    for kind in (Kind(128, "tied"), Kind(1, "full")):
         mixture = fit_mixture(rows, kind, seed=0)
         precision = mixture.factors[0] @ mixture.factors[0].T
         assert 1 / np.linalg.eigvalsh(precision).max() < 2e-5
@@ -117,31 +120,55 @@ def covariances(mixture):
     return np.linalg.inv(mixture.factors @ mixture.factors.swapaxes(1, 2))
 
 
-def test_shrunk_covariances_are_between_their_own_and_the_shared_one():
-    mixture = fit_mixture(clusters(90), Kind(3, "full", 1e-6), seed=0)
+@pytest.mark.parametrize("shrinkage", [0.1, 0.5])
+def test_shrunk_covariances_are_between_their_own_and_the_shared_one(shrinkage):
+    kind = Kind(3, "full", shrinkage)
+    mixture = fit_mixture(clusters(90), kind.fitted, seed=0)
     own, few, many = (
-        covariances(m) for m in (mixture, shrunk(mixture, 90), shrunk(mixture, 10**9))
+        covariances(m)
+        for m in (mixture, regularised(mixture, kind, 90), regularised(mixture, kind, 10**9))
     )
     np.testing.assert_allclose(many, own, rtol=1e-4, atol=1e-6)
     shared = np.einsum("k,kij->ij", mixture.weights, own)
     shared = np.where(np.eye(3), shared, shared * 90 / 93)
-    share = 0.3 / (90 * mixture.weights + 0.3)
+    share = 3 * shrinkage / (90 * mixture.weights + 3 * shrinkage)
     expected = own + share[:, None, None] * (shared - own)
     np.testing.assert_allclose(few, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_single_covariance_of_few_rows_is_shrunk_to_its_diagonal():
-    rows = clusters(6)
-    mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
-    own, result = covariances(mixture)[0], covariances(shrunk(mixture, 6))[0]
+    kind = Kind(1, "full", shrinkage=0.1)
+    mixture = fit_mixture(clusters(6), kind.fitted, seed=0)
+    own, result = covariances(mixture)[0], covariances(regularised(mixture, kind, 6))[0]
     np.testing.assert_allclose(result, np.where(np.eye(3), own, own * 6 / 9), rtol=1e-6, atol=1e-9)
+
+
+def test_a_ridge_adds_its_share_to_each_variance_whatever_the_units():
+    kind = Kind(3, "full", ridge=0.01)
+    mixture = fit_mixture(clusters(90), kind.fitted, seed=0)
+    expected = covariances(mixture) * np.where(np.eye(3), 1.01, 1)
+    result = covariances(regularised(mixture, kind, 90))
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-9)
+    units = np.array([1e-3, 1.0, 50.0])
+    scaled = mixture._replace(factors=mixture.factors / units[:, None])
+    result = covariances(regularised(scaled, kind, 90))
+    np.testing.assert_allclose(result, expected * np.outer(units, units), rtol=1e-6, atol=1e-9)
+
+
+def test_regularisation_is_of_a_fit_that_is_there_already():
+    kinds = affordable_kinds(500, 3, BENT_COVARIANCES)
+    fitted = affordable_kinds(500, 3, COVARIANCES)
+    assert {kind.fitted for kind in kinds} == set(fitted)
+    assert set(kinds) > set(fitted)
+    mixture = fit_mixture(clusters(90), Kind(3, "tied"), seed=0)
+    assert regularised(mixture, Kind(3, "tied"), 90) is mixture
 
 
 def test_predictive_density_averages_over_what_the_rows_leave_open():
     """Over means and variances drawn given the rows, of one column."""
     rng = np.random.RandomState(0)
     rows = rng.standard_normal((10, 1))
-    mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+    mixture = fit_mixture(rows, Kind(1, "full"), seed=0)
     # With d - 1 = 0 degrees of freedom before, and as many as rows after.
     variances = 10 * rows.var() / rng.chisquare(10, size=100_000)
     means = rows.mean() + np.sqrt(variances / 10) * rng.standard_normal(100_000)
@@ -154,7 +181,7 @@ def test_predictive_density_averages_over_what_the_rows_leave_open():
 
 
 def test_predictive_density_of_next_to_no_rows_has_a_variance():
-    mixture = fit_mixture(clusters(300), Kind(3, "full", 1e-6), seed=0)
+    mixture = fit_mixture(clusters(300), Kind(3, "full"), seed=0)
     result = predictive(mixture, np.array([0.01, 1.0, 2.9]))
     assert result.degrees_of_freedom.tolist() == [3, 3, 3]
     ratio = covariances(result) / covariances(mixture)
@@ -166,7 +193,7 @@ def test_predictive_density_of_few_rows_is_closer_to_that_of_new_ones():
     gains = []
     for _ in range(100):
         rows, new = rng.standard_normal((8, 2)), torch.tensor(rng.standard_normal((100, 2)))
-        mixture = fit_mixture(rows, Kind(1, "full", 1e-6), seed=0)
+        mixture = fit_mixture(rows, Kind(1, "full"), seed=0)
         both = Mixtures([mixture, predictive(mixture, np.array([8.0]))])
         plain, result = both.log_prob(new).mean(dim=1)
         gains.append(float(result - plain))
@@ -174,7 +201,7 @@ def test_predictive_density_of_few_rows_is_closer_to_that_of_new_ones():
 
 
 def test_predictive_density_of_many_rows_is_that_of_the_mixture():
-    mixture = fit_mixture(clusters(300), Kind(3, "full", 1e-6), seed=0)
+    mixture = fit_mixture(clusters(300), Kind(3, "full"), seed=0)
     X = torch.tensor(clusters(300))
     both = Mixtures([mixture, predictive(mixture, np.full(3, 1e6))])
     np.testing.assert_allclose(*both.log_prob(X), atol=1e-3)
@@ -182,8 +209,8 @@ def test_predictive_density_of_many_rows_is_that_of_the_mixture():
 
 def test_a_shared_covariance_counts_all_rows():
     weights = np.array([0.2, 0.8])
-    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "full", 1e-6), 50), [10, 40])
-    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "tied", 1e-6), 50), [50, 50])
+    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "full"), 50), [10, 40])
+    np.testing.assert_allclose(covariance_rows(weights, Kind(2, "tied"), 50), [50, 50])
 
 
 def test_resampling_keeps_rows_of_equal_weight_and_repeats_heavy_ones():

@@ -184,7 +184,7 @@ def test_components_are_predictive_densities_unless_there_are_conditions(n_condi
     folds = make_folds(clusters(300))
     folds = replace(folds, rows=replace(folds.rows, n_conditions=n_conditions))
     flow = standard_normal_flow(folds)
-    density = stack(flow, candidates_of(flow, [Kind(4, "full", 1e-6)]), folds, NO_TAILS, seed=0)
+    density = stack(flow, candidates_of(flow, [Kind(4, "full")]), folds, NO_TAILS, seed=0)
     base = density.parts[1].base
     # Of the tails beside them all are normal.
     assert base.n_student == (0 if n_conditions > 0 else base.n_components - len(TAIL_SCALES))
@@ -214,7 +214,7 @@ def test_flows_do_not_change_which_mixtures_are_fitted(monkeypatch):
 def test_what_is_of_no_use_is_fitted_no_further_than_it_takes_to_tell(monkeypatch):
     folds = make_folds(clusters(300))
     flow = standard_normal_flow(folds)
-    good, poor = Kind(2, "full", 1e-4), Kind(1, "diag", 1e-4)
+    good, poor = Kind(2, "full"), Kind(1, "diag")
     fits = Counter()
 
     def fit(rows, kind, seed):
@@ -237,7 +237,7 @@ def test_what_flows_do_better_is_fitted_once(monkeypatch):
     flow = standard_normal_flow(folds)
     log_prob = flow.log_prob
     monkeypatch.setattr(flow, "log_prob", lambda x: log_prob(x) + 1)
-    tight, wide = Kind(2, "full", 1e-4), Kind(1, "full", 1e-4)
+    tight, wide = Kind(2, "full"), Kind(1, "full")
     fits = Counter()
 
     def fit(rows, kind, seed):
@@ -266,7 +266,7 @@ def test_fits_go_on_as_long_as_each_is_worth_its_time(monkeypatch):
 
     monkeypatch.setattr("skjeffreys._stacking.fit_mixture", fit)
     flow = standard_normal_flow(folds)
-    stack(flow, candidates_of(flow, [Kind(1, "full", 1e-4)]), folds, NO_TAILS, seed=0)
+    stack(flow, candidates_of(flow, [Kind(1, "full")]), folds, NO_TAILS, seed=0)
     assert n_clusters == MAXIMUM_FITS
     assert fits == dict.fromkeys(range(MAXIMUM_FITS), folds.n_members)
 
@@ -279,7 +279,7 @@ def test_mixtures_of_columns_that_bending_spoils_get_the_weight():
     folds = make_folds(power(torch.from_numpy(before)).numpy())
     flow = standard_normal_flow(folds)
     candidates = [
-        Candidate(preprocessing, Kind(3, "tied", 1e-6))
+        Candidate(preprocessing, Kind(3, "tied"))
         for preprocessing in (flow.preprocessing, Unbending(power))
     ]
     density = stack(flow, candidates, folds, NO_TAILS, seed=0)
@@ -289,7 +289,7 @@ def test_mixtures_of_columns_that_bending_spoils_get_the_weight():
     assert torch.trapezoid(values, rows[:, 0]) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("kinds", [[Kind(64, "full", 1e-4)], []], ids=["overfitted", "none"])
+@pytest.mark.parametrize("kinds", [[Kind(64, "full")], []], ids=["overfitted", "none"])
 def test_a_part_that_is_the_density_of_the_rows_gets_the_weight(kinds):
     X = np.random.RandomState(0).standard_normal((400, 2))
     folds = make_folds(X)
