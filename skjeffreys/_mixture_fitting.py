@@ -31,7 +31,7 @@ from ._rows import Folds
 
 #: Numbers of components of the mixtures that are fitted.
 N_COMPONENTS = (1, 2, 4, 8, 16, 32, 64, 128)
-#: Their covariances, as :class:`Kind` names them.
+#: Type, shrinkage and ridge of their covariances: of a :class:`Kind`.
 COVARIANCES = [("full",), ("diag",), ("tied",)]
 #: Those of bent columns, which are about normal: there smooth mixtures pay as well.
 BENT_COVARIANCES = [*COVARIANCES, ("full", 0.1), ("full", 0.5), ("full", 0.0, 0.01)]
@@ -59,9 +59,9 @@ MAXIMUM_ROWS = 5000
 
 
 class Kind(NamedTuple):
-    """How a mixture is fitted, in the terms of :class:`sklearn.mixture.GaussianMixture`.
+    """How a mixture is fitted, and its full covariances :func:`regularised` after the fit.
 
-    And how much full covariances are :func:`regularised` after the fit.
+    The rest is in the terms of :class:`sklearn.mixture.GaussianMixture`.
     """
 
     n_components: int
