@@ -18,6 +18,7 @@ from zuko.transforms import (
     MonotonicAffineTransform,
 )
 
+from ._mixing import LinearMixing
 from ._mixtures import Mixtures
 from ._power import Unbending
 from ._regression import LinearRegressions
@@ -55,7 +56,7 @@ class Flows(nn.Module):
     @property
     def transform(self) -> ComposedTransform:
         """From rows to the base, each of shape (n_members, n, q + d)."""
-        return ComposedTransform(*self._couplings())
+        return ComposedTransform(*self._transforms())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of each member at its rows, (n_members, n, q + d) to (n_members, n).
@@ -73,7 +74,7 @@ class Flows(nn.Module):
         """
         return self.transform.inv(self.base.sample(conditions, generator))
 
-    def _couplings(self) -> list[CouplingTransform]:
+    def _transforms(self) -> list[Transform]:
         return [CouplingTransform(self.preprocessing.transform, self.is_condition)]
 
 
@@ -81,8 +82,8 @@ class CouplingFlows(Flows):
     """Flows of rational-quadratic spline couplings, one for each member of an ensemble.
 
     Every second coupling splits the features at random, the next one swaps the two halves, so
-    that two in a row transform every feature. The splines start as the identity: training
-    starts from the base density, whatever the seed.
+    that two in a row transform every feature. Between two of them a linear transform mixes the
+    features. All start as the identity: training starts from the base density, whatever the seed.
 
     Every coupling sees the conditions and leaves them as they are. Where there are any, the
     first transform is from the features to the standardised residuals of the regression, and
@@ -130,14 +131,29 @@ class CouplingFlows(Flows):
             self.layer_sizes.append(list(pairwise([n_fixed, *hidden_layer_sizes, n_outputs])))
         # The columns of each coupling: first those that it leaves as they are.
         self.register_buffer("orders", torch.argsort(~masks, dim=1, stable=True))
-        self.weights = nn.Parameter(
-            torch.cat([self._initial_weights(sizes) for sizes in self.layer_sizes], dim=1)
-        )
+        self.mixing_shape = (n_transforms - 1, base.n_features, base.n_features)
+        networks = [self._initial_weights(sizes) for sizes in self.layer_sizes]
+        mixing = torch.zeros(self.n_members, math.prod(self.mixing_shape))
+        self.weights = nn.Parameter(torch.cat([*networks, mixing], dim=1))
 
-    def _couplings(self) -> list[CouplingTransform]:
+    def _transforms(self) -> list[Transform]:
+        n_mixing = math.prod(self.mixing_shape)
+        networks, mixing = self.weights.split([self.weights.shape[1] - n_mixing, n_mixing], dim=1)
+        couplings = self._couplings(networks)
+        # With zeros in their rows and columns, conditions stay as they are.
+        padding = (self.n_conditions, 0)
+        mixing = F.pad(mixing.unflatten(1, self.mixing_shape), (*padding, *padding))
+        transforms = super()._transforms() if self.n_conditions > 0 else []
+        n_before = len(couplings) - len(mixing[0])
+        transforms += couplings[:n_before]
+        for parameters, coupling in zip(mixing.unbind(dim=1), couplings[n_before:], strict=True):
+            transforms += [LinearMixing(parameters), coupling]
+        return transforms
+
+    def _couplings(self, weights: Tensor) -> list["_Coupling"]:
         sizes = [n * m for layers in self.layer_sizes for i, o in layers for n, m in _shapes(i, o)]
-        weights = iter(self.weights.split(sizes, dim=1))
-        couplings = super()._couplings() if self.n_conditions > 0 else []
+        weights = iter(weights.split(sizes, dim=1))
+        couplings = []
         for order, position, layers, univariate in zip(
             self.orders, self.orders.argsort(dim=1), self.layer_sizes, self.univariates, strict=True
         ):
