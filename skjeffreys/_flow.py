@@ -18,7 +18,7 @@ from zuko.transforms import (
     MonotonicAffineTransform,
 )
 
-from ._mixing import LinearMixing
+from ._mixing import linear_mixings
 from ._mixtures import Mixtures
 from ._power import Unbending
 from ._regression import LinearRegressions
@@ -139,15 +139,17 @@ class CouplingFlows(Flows):
     def _transforms(self) -> list[Transform]:
         n_mixing = math.prod(self.mixing_shape)
         networks, mixing = self.weights.split([self.weights.shape[1] - n_mixing, n_mixing], dim=1)
-        couplings = self._couplings(networks)
         # With zeros in their rows and columns, conditions stay as they are.
         padding = (self.n_conditions, 0)
-        mixing = F.pad(mixing.unflatten(1, self.mixing_shape), (*padding, *padding))
+        mixings = linear_mixings(
+            F.pad(mixing.unflatten(1, self.mixing_shape), (*padding, *padding))
+        )
+        couplings = self._couplings(networks)
+        n_before = len(couplings) - len(mixings)
         transforms = super()._transforms() if self.n_conditions > 0 else []
-        n_before = len(couplings) - len(mixing[0])
         transforms += couplings[:n_before]
-        for parameters, coupling in zip(mixing.unbind(dim=1), couplings[n_before:], strict=True):
-            transforms += [LinearMixing(parameters), coupling]
+        for pair in zip(mixings, couplings[n_before:], strict=True):
+            transforms += pair
         return transforms
 
     def _couplings(self, weights: Tensor) -> list["_Coupling"]:

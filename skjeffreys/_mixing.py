@@ -1,6 +1,6 @@
 """The linear transform of the flows, which mixes columns between two couplings."""
 
-__all__ = ["LinearMixing"]
+__all__ = ["LinearMixing", "linear_mixings"]
 
 import torch
 from torch import Tensor
@@ -12,17 +12,19 @@ class LinearMixing(Transform):
 
     What depends on sums and differences of columns is hard to follow for couplings, each of which
     moves some columns given the others. With a matrix between them a flow finds directions of its
-    own. The factors are triangular, so that the Jacobian costs nothing: :math:`L` has ones on its
-    diagonal, :math:`U` exponentials, and no step of training makes the map singular.
+    own.
 
     The same map as ``LULinearTransform`` of zuko, as a product of matrices for each member instead
     of one for each row.
 
     Parameters
     ----------
-    parameters : Tensor of shape (n_members, n_columns, n_columns)
-        Below the diagonal those of ``L``, above it those of ``U``, on it the logarithms of the
-        diagonal of ``U``. Zeros are the identity.
+    lower, upper : Tensor of shape (n_members, n_columns, n_columns)
+        The triangular factors. The diagonal of ``lower`` is one.
+    product : Tensor of shape (n_members, n_columns, n_columns)
+        Of the two.
+    log_abs_det : Tensor of shape (n_members, 1)
+        Logarithm of the determinant, that of ``upper``.
 
     References
     ----------
@@ -34,15 +36,15 @@ class LinearMixing(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, parameters: Tensor) -> None:
+    def __init__(self, lower: Tensor, upper: Tensor, product: Tensor, log_abs_det: Tensor) -> None:
         super().__init__()
-        self.log_scales = parameters.diagonal(dim1=-2, dim2=-1)
-        ones = torch.diag_embed(torch.ones_like(self.log_scales))
-        self.lower = parameters.tril(-1) + ones
-        self.upper = parameters.triu(1) + torch.diag_embed(self.log_scales.exp())
+        self.lower = lower
+        self.upper = upper
+        self.product = product
+        self.log_abs_det = log_abs_det
 
     def _call(self, x: Tensor) -> Tensor:
-        return x @ (self.lower @ self.upper).mT
+        return x @ self.product.mT
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.linalg.solve_triangular(self.lower, y.mT, upper=False, unitriangular=True)
@@ -50,4 +52,22 @@ class LinearMixing(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the logarithm of the determinant, the same for all rows of a member."""
-        return self.log_scales.sum(dim=-1, keepdim=True).expand(x.shape[:-1])
+        return self.log_abs_det.expand(x.shape[:-1])
+
+
+def linear_mixings(parameters: Tensor) -> list[LinearMixing]:
+    """Build all linear maps of flows at once: matrices are small, and each operation takes time.
+
+    Parameters
+    ----------
+    parameters : Tensor of shape (n_members, n_mixings, n_columns, n_columns)
+        Below the diagonal those of ``L``, whose diagonal is one; above it those of ``U``; on it
+        the logarithms of the diagonal of ``U``, so that no step of training makes a map singular.
+        Zeros are the identity.
+    """
+    logarithms = parameters.diagonal(dim1=-2, dim2=-1)
+    lower = parameters.tril(-1) + torch.diag_embed(torch.ones_like(logarithms))
+    upper = parameters.triu(1) + torch.diag_embed(logarithms.exp())
+    log_abs_det = logarithms.sum(dim=-1, keepdim=True)
+    factors = (each.unbind(dim=1) for each in (lower, upper, lower @ upper, log_abs_det))
+    return [LinearMixing(*each) for each in zip(*factors, strict=True)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from zuko.transforms import LULinearTransform
 
-from skjeffreys._mixing import LinearMixing
+from skjeffreys._mixing import linear_mixings
 
 
 @pytest.mark.parametrize("n_columns", [1, 2, 7])
@@ -10,7 +10,7 @@ def test_is_the_linear_transform_of_zuko(n_columns):
     torch.manual_seed(0)
     parameters = 0.5 * torch.randn(3, n_columns, n_columns, dtype=torch.float64)
     x = torch.randn(3, 20, n_columns, dtype=torch.float64)
-    mixing = LinearMixing(parameters)
+    _, mixing = linear_mixings(torch.stack([torch.zeros_like(parameters), parameters], dim=1))
     y, log_abs_det = mixing.call_and_ladj(x)
     torch.testing.assert_close(mixing.inv(y), x)
     for k in range(3):
@@ -25,6 +25,7 @@ def test_is_the_linear_transform_of_zuko(n_columns):
 
 def test_starts_as_the_identity():
     x = torch.randn(3, 20, 4)
-    y, log_abs_det = LinearMixing(torch.zeros(3, 4, 4)).call_and_ladj(x)
+    [mixing] = linear_mixings(torch.zeros(3, 1, 4, 4))
+    y, log_abs_det = mixing.call_and_ladj(x)
     torch.testing.assert_close(y, x)
     assert (log_abs_det == 0).all()
