@@ -34,9 +34,10 @@ def test_starts_as_the_base_density(n_features):
     torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
 
 
+@pytest.mark.parametrize("n_transforms", [1, 3])
 @pytest.mark.parametrize("n_features", FEATURES)
-def test_inverse_transform(n_features):
-    flow = random_flow(n_features)
+def test_inverse_transform(n_features, n_transforms):
+    flow = random_flow(n_features, n_transforms=n_transforms)
     z = 2 * torch.randn(N_MEMBERS, 50, n_features, dtype=torch.float64)
     torch.testing.assert_close(flow.transform(flow.transform.inv(z)), z)
 
