@@ -34,6 +34,10 @@ SLOW_DECAY = 0.99
 #: Decay, per step, of the averages of gradients and of their squares in Adam. Batches are small: a
 #: memory of 20 steps instead of the usual 10 leaves less of their noise, and allows larger steps.
 ADAM_DECAYS = (0.95, 0.999)
+#: Weight decay for each nat per column by which the log-likelihood of training rows is ahead.
+DECAY_PER_NAT = 2.0
+#: Largest weight decay.
+MAXIMUM_DECAY = 1.0
 #: Largest gradient norm of a step, for each member and for the tilt of the proxy.
 MAXIMUM_GRADIENT_NORM = 10.0
 #: Nats per column that the entropy may lie below the best held-out negative log-likelihood.
@@ -75,9 +79,8 @@ class Trainer:
         self.entropy = math.inf
         self.learning_rate = learning_rate
         self._tilt = [] if self.proxy is None else list(self.proxy.tilt.parameters())
-        self.optimizer = torch.optim.Adam(
-            [self.flow.weights, *self._tilt], betas=ADAM_DECAYS, fused=True
-        )
+        groups = [{"params": [self.flow.weights]}, {"params": self._tilt}]
+        self.optimizer = torch.optim.AdamW(groups, betas=ADAM_DECAYS, weight_decay=0, fused=True)
 
     def step(self, x: Tensor, folds: Folds, generator: torch.Generator, iteration: int) -> Terms:
         """Descend the Lagrangian and, where there are samples, ascend its dual.
@@ -160,6 +163,24 @@ class Trainer:
         self.entropy = min(self.entropy, -log_likelihood - allowance)
         best = -self.entropy - allowance
         return min(best - log_likelihood, max(gap, 0.0))
+
+    def decay_weights(self, gap: float) -> None:
+        """Let the weights of the flows decay from now on, the faster the more they overfit.
+
+        With all weights at zero a flow is its base. Decay costs sharp shapes, and flows that do
+        not overfit have no use for it; so it is in proportion to how far they are ahead on the
+        rows they are trained on, for each column. It is decoupled from the gradient: each step
+        takes away the learning rate times the decay (Loshchilov and Hutter, *Decoupled Weight
+        Decay Regularization*, ICLR 2019, arXiv:1711.05101).
+
+        Parameters
+        ----------
+        gap : float
+            How far the log-likelihood of the training rows is ahead of that of the rows left out,
+            in nats a row.
+        """
+        decay = DECAY_PER_NAT * max(gap, 0.0) / self.flow.base.n_features
+        self.optimizer.param_groups[0]["weight_decay"] = min(decay, MAXIMUM_DECAY)
 
     @torch.no_grad()
     def held_out_log_likelihood(self, folds: Folds) -> float:
@@ -372,6 +393,7 @@ def train(
             history.append(_evaluation(iteration, recent, trainer, score, ambiguity))
             gap = history[-1]["training_log_likelihood"] - score
             loss = n_held_out * trainer.heed_held_out(score, gap)
+            trainer.decay_weights(gap)
             if early_stopping is not None:
                 pull_grows = trainer.multipliers.pull_grows(loss)
                 weights = trainer.slow_flow.weights

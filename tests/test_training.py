@@ -23,7 +23,9 @@ from skjeffreys._problem import (
 from skjeffreys._regression import no_regressions
 from skjeffreys._rows import Rows, split_rows
 from skjeffreys._training import (
+    DECAY_PER_NAT,
     ENTROPY_ALLOWANCE,
+    MAXIMUM_DECAY,
     MAXIMUM_RECOVERIES,
     SAMPLES_PER_ROW,
     SLOW_DECAY,
@@ -220,6 +222,39 @@ def test_restoring_a_state_repeats_the_same_step():
     trainer.step(x, some_folds(), seeded(), 5)
     trainer.restore(state)
     assert trainer.step(x, some_folds(), seeded(), 3) == first
+
+
+@pytest.mark.parametrize(
+    ("gap", "decay"),
+    [(-1.0, 0.0), (0.0, 0.0), (0.1, 0.1 * DECAY_PER_NAT / 2), (100.0, MAXIMUM_DECAY)],
+)
+def test_weights_of_flows_decay_beside_the_step_as_training_rows_are_ahead(gap, decay):
+    """By the learning rate times the decay, whatever the gradient; two columns share the gap."""
+    plain, decaying, x = make_trainer(), make_trainer(), batch()
+    before = plain.flow.weights.detach().clone()
+    decaying.decay_weights(gap)
+    for trainer in (plain, decaying):
+        trainer.step(x, some_folds(), seeded(), 1)
+    torch.testing.assert_close(
+        decaying.flow.weights, plain.flow.weights - plain.learning_rate * decay * before
+    )
+    torch.testing.assert_close(
+        decaying.proxy.tilt.state_dict(), plain.proxy.tilt.state_dict(), rtol=0, atol=0
+    )
+
+
+def test_flows_of_zero_weights_are_their_base():
+    """What decay leads to."""
+    flow, x = random_models().flow, batch()
+    with torch.no_grad():
+        flow.weights.zero_()
+    torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
+
+
+def test_weights_decay_once_flows_overfit():
+    trainer = make_overfitting_trainer()
+    run(trainer, max_iter=24)
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == MAXIMUM_DECAY
 
 
 def test_gradients_are_clipped_for_each_member():

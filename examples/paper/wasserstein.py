@@ -49,6 +49,9 @@ class WassersteinTrainer(Trainer):
         unknown = forward.new_tensor(float("nan"))
         return Terms(forward, unknown, unknown, unknown)
 
+    def decay_weights(self, gap):
+        """Do nothing: a generator has no weight decay in Gulrajani et al."""
+
     def schedule(self, iteration, last_iteration):
         """Set both learning rates."""
         super().schedule(iteration, last_iteration)
