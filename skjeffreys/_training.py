@@ -34,10 +34,10 @@ SLOW_DECAY = 0.99
 #: Decay, per step, of the averages of gradients and of their squares in Adam. Batches are small: a
 #: memory of 20 steps instead of the usual 10 leaves less of their noise, and allows larger steps.
 ADAM_DECAYS = (0.95, 0.999)
-#: Weight decay for each nat per column by which the log-likelihood of training rows is ahead.
-DECAY_PER_NAT = 2.0
+#: Weight decay for each nat by which the log-likelihood of the training rows is ahead.
+DECAY_PER_NAT = 0.1
 #: Largest weight decay.
-MAXIMUM_DECAY = 1.0
+MAXIMUM_DECAY = 0.5
 #: Largest gradient norm of a step, for each member and for the tilt of the proxy.
 MAXIMUM_GRADIENT_NORM = 10.0
 #: Nats per column that the entropy may lie below the best held-out negative log-likelihood.
@@ -169,9 +169,9 @@ class Trainer:
 
         With all weights at zero a flow is its base. Decay costs sharp shapes, and flows that do
         not overfit have no use for it; so it is in proportion to how far they are ahead on the
-        rows they are trained on, for each column. It is decoupled from the gradient: each step
-        takes away the learning rate times the decay (Loshchilov and Hutter, *Decoupled Weight
-        Decay Regularization*, ICLR 2019, arXiv:1711.05101).
+        rows they are trained on. It is decoupled from the gradient: each step takes away the
+        learning rate times the decay (Loshchilov and Hutter, *Decoupled Weight Decay
+        Regularization*, ICLR 2019, arXiv:1711.05101).
 
         Parameters
         ----------
@@ -179,8 +179,8 @@ class Trainer:
             How far the log-likelihood of the training rows is ahead of that of the rows left out,
             in nats a row.
         """
-        decay = DECAY_PER_NAT * max(gap, 0.0) / self.flow.base.n_features
-        self.optimizer.param_groups[0]["weight_decay"] = min(decay, MAXIMUM_DECAY)
+        decay = min(DECAY_PER_NAT * max(gap, 0.0), MAXIMUM_DECAY)
+        self.optimizer.param_groups[0]["weight_decay"] = decay
 
     @torch.no_grad()
     def held_out_log_likelihood(self, folds: Folds) -> float:

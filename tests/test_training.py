@@ -226,10 +226,10 @@ def test_restoring_a_state_repeats_the_same_step():
 
 @pytest.mark.parametrize(
     ("gap", "decay"),
-    [(-1.0, 0.0), (0.0, 0.0), (0.1, 0.1 * DECAY_PER_NAT / 2), (100.0, MAXIMUM_DECAY)],
+    [(-1.0, 0.0), (0.0, 0.0), (2.0, 2 * DECAY_PER_NAT), (100.0, MAXIMUM_DECAY)],
 )
 def test_weights_of_flows_decay_beside_the_step_as_training_rows_are_ahead(gap, decay):
-    """By the learning rate times the decay, whatever the gradient; two columns share the gap."""
+    """By the learning rate times the decay, whatever the gradient."""
     plain, decaying, x = make_trainer(), make_trainer(), batch()
     before = plain.flow.weights.detach().clone()
     decaying.decay_weights(gap)
