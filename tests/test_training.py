@@ -243,14 +243,6 @@ def test_weights_of_flows_decay_beside_the_step_as_training_rows_are_ahead(gap, 
     )
 
 
-def test_flows_of_zero_weights_are_their_base():
-    """What decay leads to."""
-    flow, x = random_models().flow, batch()
-    with torch.no_grad():
-        flow.weights.zero_()
-    torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
-
-
 def test_weights_decay_once_flows_overfit():
     trainer = make_overfitting_trainer()
     run(trainer, max_iter=24)
