@@ -112,7 +112,7 @@ class JeffreysEstimator(BaseEstimator):
         weights=(1.0, 1.0, 1.0),
         bounds=None,
         n_estimators=5,
-        hidden_layer_sizes=(64, 64),
+        hidden_layer_sizes=(32, 32),
         n_transforms="auto",
         n_bins=8,
         learning_rate_init=0.015,

@@ -77,7 +77,7 @@ def check_layer_sizes(hidden_layer_sizes) -> None:
     if not all(isinstance(size, Integral) and size > 0 for size in sizes):
         raise ValueError(
             f"hidden_layer_sizes must hold positive integers, got {hidden_layer_sizes!r}. Pass "
-            "one size per hidden layer, such as (64, 64)."
+            "one size per hidden layer, such as (32, 32)."
         )
 
 

@@ -61,7 +61,7 @@ class JeffreysDensity(DensityMixin, JeffreysEstimator):
         Members of the ensemble, trained together; the density is a mean over them. Each
         leaves out other rows and learns from the others, through the proxy, what these tell.
 
-    hidden_layer_sizes : tuple of int, default=(64, 64)
+    hidden_layer_sizes : tuple of int, default=(32, 32)
         Hidden layers of every network: one in each coupling of the flow, one in the proxy.
 
     n_transforms : int or "auto", default="auto"
